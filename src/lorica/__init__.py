@@ -1,0 +1,7 @@
+"""Adapt pre-trained image models without leaking the training images, and prove it with measurements.
+
+Each verb of the command line is a sub-package with a `run` function and a configuration class of the same fields:
+`lorica.adapt.run(AdaptConfig(...))` is `lorica adapt ...`.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,12 @@
+"""Private adaptation: LoRA on a latent diffusion model, with the membership-privacy objectives of arXiv 2402.11989."""
+
+from lorica.adapt.config import AdaptConfig, SplitConfig
+from lorica.adapt.gain import mi_gain
+from lorica.adapt.objectives import OBJECTIVES, Objective, mp_loss, smp_loss
+from lorica.adapt.proxy import Proxy, ProxyConfig
+from lorica.adapt.run import run
+
+__all__ = [
+    "OBJECTIVES", "AdaptConfig", "Objective", "Proxy", "ProxyConfig", "SplitConfig", "mi_gain", "mp_loss", "run",
+    "smp_loss",
+]  # fmt: skip

@@ -1,0 +1,106 @@
+"""The interface of a membership attack, in two stages: questions to the model, then arithmetic on the answers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorica.audit.score import MembershipScores
+from lorica.config import Config
+from lorica.registry import Registry
+
+if TYPE_CHECKING:
+    from lorica.diffusion import Encoded, LatentDiffusion
+
+Features = dict[str, NDArray[np.floating[Any]]]
+"""Arrays by name, the first dimension counting pictures."""
+Groups = dict[str, Features]
+"""Features of `aux_members`, `test_members`, `aux_nonmembers` and `test_nonmembers`."""
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+class Attack(ABC, Generic[ConfigT]):
+    """Scores pictures by how much the model betrays that it was trained on them.
+
+    Args:
+        options: an instance of the class's `Options`; the defaults where omitted.
+    """
+
+    name: ClassVar[str]
+    """As in the registry."""
+    summary: ClassVar[str]
+    """One line for `--help` and the documentation."""
+    source: ClassVar[str]
+    """Paper and place in it."""
+    threat_model: ClassVar[Literal["black", "gray", "white"]]
+    """black: sees generated pictures; gray: may query the UNet; white: reads the weights or their gradients."""
+    needs_caption: ClassVar[bool]
+    """Whether it is pointless without the caption that the picture was trained with."""
+    needs_base: ClassVar[bool]
+    """Whether it compares with the base model. Its features then come twice, the base model's as `base_<name>`."""
+    Options: ClassVar[type[Config]]
+    """The configuration class."""
+
+    options: ConfigT
+
+    def __init__(self, options: ConfigT | None = None) -> None:
+        self.options = options if options is not None else self.Options()  # type: ignore[assignment]
+
+    @property
+    @abstractmethod
+    def queries(self) -> int:
+        """UNet calls per picture that the attacker pays, those to the base model included."""
+
+    @property
+    @abstractmethod
+    def measurement(self) -> dict[str, Any]:
+        """What `extract` measures: its "kind", and every option on which its result depends.
+
+        Attacks with equal measurements share their features; options that matter only in `score` are left out, so
+        that changing them asks the model nothing again.
+        """
+
+    @abstractmethod
+    def extract(self, model: "LatentDiffusion", encoded: "Encoded", seed: int) -> Features:
+        """Ask the model about a batch of pictures. A picture's row depends on nothing but itself, model and seed."""
+
+    @abstractmethod
+    def score(self, groups: Groups, seed: int) -> dict[str, NDArray[np.float64]]:
+        """One score per picture of each group, higher = more member-like.
+
+        Whatever is fitted is fitted on `aux_members` and `aux_nonmembers` alone.
+        """
+
+    def threshold(self, auxiliary: MembershipScores) -> float:
+        """The threshold that an attacker with these auxiliary scores would use: the one best on them."""
+        return auxiliary.oracle_threshold()
+
+
+class StatisticAttack(Attack[ConfigT]):
+    """An attack whose score is a fixed function of a picture's own features: nothing is fitted."""
+
+    @abstractmethod
+    def statistic(self, features: Features) -> NDArray[np.float64]:
+        """(N,) scores from the features of N pictures."""
+
+    def score(self, groups: Groups, seed: int) -> dict[str, NDArray[np.float64]]:
+        return {group: self.statistic(features) for group, features in groups.items()}
+
+
+ATTACKS: Registry[Attack] = Registry("attack")
+
+A = TypeVar("A", bound=type[Attack])
+
+
+def register(name: str) -> Callable[[A], A]:
+    """Put an attack into `ATTACKS` under the name used in YAML, on the command line and in reports."""
+
+    def add(cls: A) -> A:
+        cls.name = name
+        ATTACKS.register(name)(cls)
+        return cls
+
+    return add

@@ -1,0 +1,257 @@
+"""`lorica audit`: model and split -> features -> scores -> audit.json."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from lorica.artefacts import prepare_output, provenance, read_json, write_json
+from lorica.audit.attacks.base import Attack, Features, Groups
+from lorica.audit.config import AuditConfig
+from lorica.audit.controls import METHOD, blind_scores
+from lorica.audit.extract import BASE, Subject, extract, row_key
+from lorica.audit.gate import Gate
+from lorica.audit.score import MembershipScores
+from lorica.audit.target import SPLIT_FILE, find_run, training_facts
+from lorica.audit.verdict import judge
+from lorica.data import GROUPS, Picture, Split, make_split, read_folder
+from lorica.diffusion import Encoded, LatentDiffusion, encode
+from lorica.errors import LoricaError
+
+SCHEMA = 1
+AUDIT_FILE = "audit.json"
+
+
+def run(config: AuditConfig) -> dict[str, Any]:
+    """Audit a LoRA, or a base model; the same as `lorica audit`.
+
+    Returns:
+        The contents of OUTPUT/audit.json. Where `["gate"]["failed"]` is true the command exits with code 3.
+
+    Raises:
+        LoricaError: bad input, before any model runs; or no attack could be run. Features stay on disk.
+    """
+    prepare_output(config.output, marker=AUDIT_FILE, resume=True)
+    split = _split(config)
+    attacks = {name: config.attack(name) for name in config.attacks}
+    subjects, target, warnings = _subjects(config, split)
+    _refuse_other_audit(config, target)
+    warnings = [*split.notes, *_balance(split, config), *warnings]
+    if config.lora is None:
+        warnings += [
+            f"{name} was not run: it compares a LoRA with its base" for name, a in attacks.items() if a.needs_base
+        ]
+        attacks = {name: attack for name, attack in attacks.items() if not attack.needs_base}
+
+    features = _extract(config, attacks, subjects)
+    results: dict[str, dict[str, Any]] = {}
+    scores: dict[str, MembershipScores] = {}
+    base_control: dict[str, Any] = {}
+    for name, attack in attacks.items():
+        try:
+            auxiliary, scores[name] = _score(attack, features["target", name], split, config)
+            results[name] = _result(attack, auxiliary, scores[name], config)
+            if ("base", name) in features and not attack.needs_base:
+                _, on_base = _score(attack, features["base", name], split, config)
+                base_control[name] = _chance(on_base, config.level, "covers_chance")
+        except LoricaError as error:
+            scores.pop(name, None)
+            results.pop(name, None)
+            warnings.append(f"{name} was not run: {error.problem}")
+    if not results:
+        raise LoricaError("no attack could be run", "\n".join(warnings))
+
+    blind = _chance(blind_scores(split.groups), config.level, "fair") | {"method": METHOD}
+    objections = _objections(blind, base_control)
+    thresholds = {name: results[name]["asr"]["threshold"] for name in results}
+    audit = {
+        "schema": SCHEMA,
+        "provenance": provenance(config.model_dump(mode="json"), config.seed),
+        "target": target,
+        "counts": {group: len(split.groups[group]) for group in GROUPS},
+        "attacks": results,
+        "controls": {"base": base_control, "blind": blind},
+        "verdict": judge(
+            scores, {name: attacks[name] for name in scores}, level=config.level, fprs=config.fprs,
+            subject="The base model" if config.lora is None else "The LoRA", objections=objections,
+        ),
+        "warnings": list(dict.fromkeys([*warnings, *objections])),
+        "gate": None if config.fail_if is None else Gate.parse(config.fail_if).check(scores, thresholds, config.level),
+    }  # fmt: skip
+    write_json(config.output / AUDIT_FILE, audit)
+    return audit
+
+
+# ----- pictures and models ------------------------------------------------------------------------------------------
+def _split(config: AuditConfig) -> Split:
+    """The given split, the one beside the LoRA, or one made from two folders."""
+    if config.members is not None and config.nonmembers is not None:
+        return make_split(read_folder(config.members), read_folder(config.nonmembers), seed=config.seed)
+    beside = find_run(config.lora) if config.lora is not None else None
+    file = config.split or (beside / SPLIT_FILE if beside is not None else None)
+    if file is None:
+        raise LoricaError("nothing says which pictures are members", "Give --split, or --members and --nonmembers.")
+    return Split.load(file, data=config.data, nonmember_data=config.nonmember_data)
+
+
+def _subjects(config: AuditConfig, split: Split) -> tuple[dict[str, Subject], dict[str, Any], list[str]]:
+    """The base model and, where there is a LoRA, the target; what the report says of the target; warnings."""
+    pictures = [picture for group in GROUPS for picture in split.groups[group]]
+    keys = tuple(map(row_key, pictures))
+    model = LatentDiffusion.load(config.base, device=config.device)
+    encoded = encode(model, pictures, config.cache or config.output / "cache")
+    target: dict[str, Any] = {"base": model.name, "base_fingerprint": model.fingerprint}
+    base = Subject(model, BASE, encoded, keys, model.base_only)
+    if config.lora is None:
+        return {"target": base}, target | {"lora": None, "lora_sha256": None}, []
+    file = model.load_lora(config.lora)
+    facts = training_facts(config.lora)
+    trained_on = {file["base"], facts.pop("base_fingerprint", None)} - {None}
+    target |= {
+        "lora": file["file"],
+        "lora_sha256": file["sha256"],
+        "rank": file["rank"],
+        "alpha": file["alpha"],
+    } | facts
+    lora = Subject(model, file["sha256"], _as_seen_by_lora(model, encoded, pictures), keys)
+    warnings = []
+    if trained_on and model.fingerprint not in trained_on:
+        warnings.append(
+            "the LoRA names another base model than the one it is audited on (or the same in another precision): "
+            "on a wrong base, a LoRA that leaks can look private"
+        )
+    if "steps_per_picture" not in target:
+        warnings.append(
+            "steps per picture are unknown: leakage grows with them, and the result holds for this LoRA only"
+        )
+    return {"target": lora, "base": base}, target, warnings
+
+
+@torch.inference_mode()
+def _as_seen_by_lora(model: LatentDiffusion, encoded: Encoded, pictures: list[Picture], batch: int = 32) -> Encoded:
+    """A LoRA on the text encoder encodes captions its own way; these embeddings are not cached, they are cheap."""
+    if not any("lora_" in name for name, _ in model.text_encoder.named_parameters()):
+        return encoded
+    captions = [picture.caption for picture in pictures]
+    contexts = [model.encode_captions(captions[i : i + batch]).float().cpu() for i in range(0, len(captions), batch)]
+    return Encoded(encoded.latents, torch.cat(contexts), encoded.ids)
+
+
+def _refuse_other_audit(config: AuditConfig, target: Mapping[str, Any]) -> None:
+    file = config.output / AUDIT_FILE
+    if config.overwrite or not file.exists():
+        return
+    before = read_json(file, "earlier audit").get("target", {})
+    if any(before.get(key) != target[key] for key in ("base_fingerprint", "lora_sha256")):
+        raise LoricaError(
+            f"{config.output} holds the audit of another model ({before.get('lora') or before.get('base')})",
+            "Give another --output, or --overwrite to replace it.",
+        )
+
+
+def _extract(
+    config: AuditConfig, attacks: Mapping[str, Attack], subjects: Mapping[str, Subject]
+) -> dict[tuple[str, str], Features]:
+    """Features by (subject, attack). The base model is asked for the negative control, or for comparison."""
+    folder = config.output / "features"
+    features = {
+        (who, name): extract(attack, subject, folder=folder, seed=config.seed, batch_size=config.batch_size)
+        for name, attack in attacks.items()
+        for who, subject in subjects.items()
+    }
+    for name, attack in attacks.items():
+        if attack.needs_base:
+            features["target", name] |= {f"base_{key}": value for key, value in features["base", name].items()}
+    return features
+
+
+# ----- scores -------------------------------------------------------------------------------------------------------
+def _score(
+    attack: Attack, features: Features, split: Split, config: AuditConfig
+) -> tuple[MembershipScores, MembershipScores]:
+    """(auxiliary scores, test scores)."""
+    groups: Groups = {}
+    start = 0
+    for group in GROUPS:
+        stop = start + len(split.groups[group])
+        groups[group] = {name: values[start:stop] for name, values in features.items()}
+        start = stop
+    scores = attack.score(groups, config.seed)
+    try:
+        halves = [
+            MembershipScores(scores[f"{half}_members"], scores[f"{half}_nonmembers"]) for half in ("aux", "test")
+        ]
+    except ValueError as error:
+        raise LoricaError(f"its scores are unusable: {error}", "Is the model damaged?") from error
+    return halves[0], halves[1]
+
+
+def _result(
+    attack: Attack, auxiliary: MembershipScores, scores: MembershipScores, config: AuditConfig
+) -> dict[str, Any]:
+    """One attack's entry in audit.json. The ASR's threshold is from auxiliary scores, only the oracle's from these."""
+    level = config.level
+    threshold = float(attack.threshold(auxiliary))
+    return {
+        "threat_model": attack.threat_model,
+        "needs_caption": attack.needs_caption,
+        "queries": attack.queries,
+        "source": attack.source,
+        "options": attack.options.model_dump(mode="json"),
+        "auc": _estimate(scores.auc, scores.interval("auc", level=level)) | {"level": level},
+        "auc_distance": scores.auc_distance,
+        "asr": _estimate(scores.asr(threshold), scores.interval("asr", threshold=threshold, level=level))
+        | {"threshold": threshold, "constant_answer": scores.constant_asr},
+        "oracle_asr": _estimate(scores.oracle_asr(), scores.interval("oracle_asr", level=level))
+        | {"threshold": scores.oracle_threshold()},
+        "tpr": {
+            f"{fpr:g}": _estimate(scores.tpr_at(fpr), scores.interval("tpr", fpr=fpr, level=level))
+            | {"attained_fpr": scores.attained_fpr(fpr), "reliable": scores.reliable(fpr), "note": scores.note(fpr)}
+            for fpr in config.fprs
+        },
+        "scores": {"members": scores.members.tolist(), "nonmembers": scores.nonmembers.tolist()},
+    }
+
+
+def _estimate(value: float, interval: tuple[float, float]) -> dict[str, float]:
+    return {"value": value, "low": interval[0], "high": interval[1]}
+
+
+def _chance(scores: MembershipScores, level: float, passed: str) -> dict[str, Any]:
+    """A control's entry: its AUC, and whether the interval covers 0.5."""
+    low, high = scores.interval("auc", level=level)
+    return {"auc": _estimate(scores.auc, (low, high)) | {"level": level}, passed: low <= 0.5 <= high}
+
+
+def _objections(blind: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
+    """Why the result is not to be trusted, from the controls."""
+    found = []
+    if not blind["fair"]:
+        found.append(
+            "members and non-members can be told apart without the model "
+            f"(blind baseline AUC {blind['auc']['value']:.2f}), so the split is unfair"
+        )
+    off = [name for name, control in base.items() if not control["covers_chance"]]
+    if off:
+        found.append(
+            f"on the base model, which saw no member, {', '.join(off)} {'is' if len(off) == 1 else 'are'} away from "
+            "chance (one fair control in twenty is so by accident)"
+        )
+    return found
+
+
+def _balance(split: Split, config: AuditConfig) -> list[str]:
+    """Warnings about the sizes of the test groups."""
+    members, nonmembers = (len(split.groups[group]) for group in ("test_members", "test_nonmembers"))
+    found = []
+    poor = [f for f in config.fprs if nonmembers * f < 10 * (1 - 1e-9)]
+    if poor:
+        rates = ", ".join(f"{100 * f:g} %" for f in poor)
+        found.append(
+            f"{nonmembers} test non-members are too few for a TPR at {rates} FPR (10 / FPR are wanted): it is shown, "
+            "not to be relied on"
+        )
+    if members != nonmembers:
+        constant = max(members, nonmembers) / (members + nonmembers)
+        found.append(f"the test groups differ in size: a constant answer has an ASR of {constant:.3f}")
+    return found

@@ -1,0 +1,274 @@
+"""Assembles the report: one HTML file with everything inside it, which a browser never lets reach the network."""
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image, UnidentifiedImageError
+from plotly.offline import get_plotlyjs
+
+from lorica.artefacts import write_text
+from lorica.errors import LoricaError
+from lorica.report import figures, words
+from lorica.report.run import Estimate, ReportRun, finite
+
+_PICTURE_SIDE = 384  # longest side of an embedded picture; enough to look at, and a page stays a few megabytes
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A TPR at one false-alarm rate, as a table cell."""
+
+    estimate: Estimate
+    reliable: bool
+    note: str
+
+    @classmethod
+    def of(cls, raw: Any) -> "Rate | None":
+        if not isinstance(raw, dict):
+            return None
+        return cls(Estimate.of(raw), raw.get("reliable") is not False, str(raw.get("note") or ""))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One attack on one run; on the base model only the AUC is known."""
+
+    run: ReportRun
+    colour: int
+    attack: str | None
+    auc: Estimate
+    about: dict[str, Any]
+
+    @property
+    def distance(self) -> float | None:
+        return finite(self.about.get("auc_distance"))
+
+    @property
+    def asr(self) -> Estimate:
+        return Estimate.of(self.about.get("asr"))
+
+    @property
+    def oracle(self) -> Estimate:
+        return Estimate.of(self.about.get("oracle_asr"))
+
+    @property
+    def constant_asr(self) -> float | None:
+        """What calling every picture a member, or none, achieves: the rate an ASR has to beat."""
+        sizes = [finite(self.run.part("counts").get(f"test_{group}")) for group in ("members", "nonmembers")]
+        known = [size for size in sizes if size]
+        return max(known) / sum(known) if len(known) == 2 else None
+
+    def rate(self, fpr: str) -> Rate | None:
+        rates = self.about.get("tpr")
+        return Rate.of(rates.get(fpr)) if isinstance(rates, dict) else None
+
+
+def build(runs: Sequence[ReportRun], *, title: str, command: str, output: Path) -> Path:
+    """Write one self-contained page about one run, or about several to be compared.
+
+    Args:
+        runs: in the order in which they are shown. A run without an audit stands for the base model; when there is
+            none, the base model's row is taken from the negative control.
+        title: name of the page.
+        command: what was typed to get the results.
+        output: the HTML file. It is replaced only when the page is complete.
+
+    Returns:
+        `output`.
+
+    Raises:
+        LoricaError: no runs, a sample picture that cannot be read, or a file that cannot be written.
+    """
+    if not runs:
+        raise LoricaError("a report needs at least one result", "Give the folder of an audit.")
+    runs = _with_base(runs)
+    page = _render(runs, title, command)
+    # Names may hold bytes that no encoding knows (surrogates); the page must not fail on them.
+    write_text(output, page.encode("utf-8", "replace").decode("utf-8"))
+    return output
+
+
+def _with_base(runs: Sequence[ReportRun]) -> list[ReportRun]:
+    known = all(run.attacks for run in runs) and any(run.part("controls", "base") for run in runs)
+    return [ReportRun("Base model"), *runs] if known else list(runs)
+
+
+def _render(runs: list[ReportRun], title: str, command: str) -> str:
+    environment = Environment(
+        loader=PackageLoader("lorica.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": words.number, "percent": words.percent, "listed": words.listed}
+    source = environment.loader.get_source if environment.loader else None
+    assert source is not None
+    style, code = (source(environment, name)[0] for name in ("style.css", "report.js"))
+    scripts = [Markup(get_plotlyjs()), Markup(code)]
+    audited = [run for run in runs if run.attacks]
+    strongest = [_strongest(run, index, runs) for index, run in enumerate(runs)]
+    plots = _plots(runs, strongest)
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        command=command,
+        headline=words.headline(audited),
+        doubts=words.doubts(audited),
+        runs=runs,
+        audited=[(index, run) for index, run in enumerate(runs) if run.attacks],
+        strongest=strongest,
+        every=_every_attack(runs),
+        attacks=list(dict.fromkeys(attack for run in audited for attack in run.attacks)),
+        measures={
+            key: name
+            for key, name in figures.QUALITY.items()
+            if any(quality(run, key).value is not None for run in runs)
+        },
+        tradeoffs={key: name for key, name in figures.QUALITY.items() if f"quality/{key}" in plots},
+        quality=quality,
+        controls=words.controls(audited),
+        base_control=_base_control(audited),
+        samples=_samples(runs),
+        facts=_facts(audited),
+        settings=[(run.label, _yaml(run)) for run in audited],
+        caveats=words.caveats(runs),
+        looks=figures.looks(runs),
+        plots=plots,
+        data=inline_json({"figures": plots, "dark": figures.DARK}),
+        style=Markup(style),
+        scripts=scripts,
+        allowed=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),
+    )
+
+
+def quality(run: ReportRun, measure: str) -> Estimate:
+    if measure == "validation_loss":
+        return Estimate(run.validation_loss)
+    return Estimate.of((run.quality or {}).get(measure))
+
+
+def _strongest(run: ReportRun, index: int, runs: Sequence[ReportRun]) -> Row:
+    if run.worst is not None:
+        return Row(run, index, run.worst, run.auc(run.worst), run.part("attacks", run.worst))
+    for other in runs:  # the base model: the attack that was strongest on the first LoRA, so not chosen by its result
+        control = other.part("controls", "base", str(other.worst))
+        if control:
+            return Row(run, index, other.worst, Estimate.of(control.get("auc")), {})
+    return Row(run, index, None, Estimate(), {})
+
+
+def _every_attack(runs: Sequence[ReportRun]) -> list[tuple[str, dict[str, Any], list[Row]]]:
+    """(attack, what it is, its rows), the attack that finds most on any run first."""
+    names = {attack for run in runs for attack in run.attacks}
+    found = []
+    for name in names:
+        rows = [
+            Row(run, index, name, run.auc(name), run.part("attacks", name))
+            for index, run in enumerate(runs)
+            if name in run.attacks
+        ]
+        found.append((name, rows[0].about, rows))
+    return sorted(found, key=lambda entry: (-max(row.run.strength(entry[0]) or 0 for row in entry[2]), entry[0]))
+
+
+def _plots(runs: Sequence[ReportRun], strongest: Sequence[Row]) -> dict[str, Any]:
+    """Every figure of the page by the key under which the template asks for it; absent where there is no data."""
+    styles = figures.looks(runs)
+    drawn = {"roc/log": figures.roc(runs, "log"), "roc/linear": figures.roc(runs, "linear")}
+    for index, run in enumerate(runs):
+        for attack in run.attacks:
+            drawn[f"histogram/{index}/{attack}"] = figures.histogram(run, attack, styles[index])
+    drawn["training"] = figures.training(runs)
+    for measure, name in figures.QUALITY.items():
+        points = [(row.run, quality(row.run, measure), row.auc) for row in strongest]
+        drawn[f"quality/{measure}"] = figures.tradeoff(points, name, styles)
+    return {key: json.loads(figure.to_json()) for key, figure in drawn.items() if figure is not None}
+
+
+def _base_control(audited: Sequence[ReportRun]) -> list[tuple[str, Estimate, bool | None]]:
+    """(attack, AUC on the base model, whether its interval covers chance); the base model is the same for all runs."""
+    found: dict[str, tuple[str, Estimate, bool | None]] = {}
+    for run in audited:
+        for attack, raw in run.part("controls", "base").items():
+            if isinstance(raw, dict) and attack not in found:
+                found[attack] = (attack, Estimate.of(raw.get("auc")), raw.get("covers_chance"))
+    return list(found.values())
+
+
+def _samples(runs: Sequence[ReportRun]) -> list[tuple[str, list[tuple[int, str, str]]]]:
+    """(caption, [(run index, label, data URI)]): pictures of the same caption side by side, in the order first met."""
+    rows: dict[tuple[str, int], list[tuple[int, str, str]]] = {}
+    for index, run in enumerate(runs):
+        met: dict[str, int] = {}
+        captions = [*run.captions, *[""] * (len(run.samples) - len(run.captions))]
+        for sample, caption in zip(run.samples, captions, strict=False):
+            met[caption] = met.get(caption, 0) + 1
+            rows.setdefault((caption, met[caption]), []).append((index, run.label, _data_uri(sample)))
+    return [(caption, pictures) for (caption, _), pictures in rows.items()]
+
+
+def _data_uri(sample: Path | Image.Image) -> str:
+    try:
+        picture = (Image.open(sample) if isinstance(sample, Path) else sample).convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise LoricaError(f"sample picture cannot be read: {sample}: {error}", "Draw it again.") from error
+    picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _facts(audited: Sequence[ReportRun]) -> list[tuple[str, list[str]]]:
+    """Where the numbers come from: (name, one value per run), without the names that no run knows."""
+    wanted = [
+        ("Objective", ("target", "objective")),
+        ("Lambda", ("target", "lam")),
+        ("LoRA rank", ("target", "rank")),
+        ("LoRA alpha", ("target", "alpha")),
+        ("Steps", ("target", "steps")),
+        ("Steps per picture", ("target", "steps_per_picture")),
+        ("Augmentation", ("target", "augmentation")),
+        ("LoRA file", ("target", "lora")),
+        ("LoRA sha256", ("target", "lora_sha256")),
+        ("Base model", ("target", "base")),
+        ("Base fingerprint", ("target", "base_fingerprint")),
+        ("Auxiliary members", ("counts", "aux_members")),
+        ("Test members", ("counts", "test_members")),
+        ("Auxiliary non-members", ("counts", "aux_nonmembers")),
+        ("Test non-members", ("counts", "test_nonmembers")),
+        ("Seed", ("provenance", "seed")),
+        *[(key.capitalize(), ("provenance", "hardware", key)) for key in ("device", "processor", "cores", "system")],
+    ]
+    packages = sorted({name for run in audited for name in run.part("provenance", "versions")})
+    wanted += [(name, ("provenance", "versions", name)) for name in packages]
+    facts = [(name, [_shown(run.part(*path[:-1]).get(path[-1])) for run in audited]) for name, path in wanted]
+    return [(name, values) for name, values in facts if any(value != "—" for value in values)]
+
+
+def _shown(value: Any) -> str:
+    return "—" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _yaml(run: ReportRun) -> str:
+    config = run.part("provenance", "config")
+    return str(yaml.safe_dump(config, sort_keys=False, allow_unicode=True)) if config else ""
+
+
+def inline_json(value: Any) -> Markup:
+    """JSON that no text inside it can end early: `<`, `>` and `&` are written as escapes, which JSON reads back."""
+    text = json.dumps(value, allow_nan=False)
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def _digest(script: str) -> str:
+    """What a Content-Security-Policy calls a script: only those two run, whatever a caption may smuggle in."""
+    return base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")

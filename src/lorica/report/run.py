@@ -1,0 +1,175 @@
+"""What a report is made of: one audited LoRA (or the base model) with its training log, quality and pictures."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lorica.artefacts import read_json
+from lorica.errors import LoricaError
+
+SCHEMA = 1
+
+
+def finite(value: Any) -> float | None:
+    """`value` as a float; None when it is missing, NaN, infinite or no number at all."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured value with its interval; any of the three may be unknown."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def of(cls, raw: Any) -> "Estimate":
+        """Read `{"value", "low", "high"}`, `{"value", "std"}` (one standard deviation either side) or a bare number."""
+        if not isinstance(raw, dict):
+            return cls(finite(raw))
+        value, spread = finite(raw.get("value")), finite(raw.get("std"))
+        low, high = finite(raw.get("low")), finite(raw.get("high"))
+        if value is not None and spread is not None and low is None and high is None:
+            low, high = value - spread, value + spread
+        return cls(value, low, high)
+
+
+@dataclass(frozen=True)
+class ReportRun:
+    """One column of the report.
+
+    Attributes:
+        label: the name shown to the reader, for example "SMP-LoRA".
+        audit: the contents of `audit.json`; empty for a model that was not audited on its own, such as the base
+            model, whose AUC is then taken from the negative control of the other runs.
+        metrics: the lines of `metrics.jsonl`; those with `val_member` and `val_nonmember` are plotted.
+        quality: `{"kid": {"value", "std"}, "fid": {"value"}, "extractor": str, "comparable": bool,
+            "validation_loss": float}`, each optional; the loss is the one on test non-members.
+        samples: generated pictures, as files or in memory.
+        captions: one per picture. Pictures of several runs with the same caption are shown side by side.
+    """
+
+    label: str
+    audit: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    quality: dict[str, Any] | None = None
+    samples: list[Path | Image.Image] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+
+    def part(self, *path: str) -> dict[str, Any]:
+        """A section of the audit, empty where it is absent."""
+        node: Any = self.audit
+        for key in path:
+            node = node.get(key) if isinstance(node, dict) else None
+        return node if isinstance(node, dict) else {}
+
+    @property
+    def objective(self) -> str:
+        """What decides the look of the run: the objective it was trained with, "base" without an audit, or the label."""
+        return str(self.part("target").get("objective") or (self.label.lower() if self.audit else "base"))
+
+    @property
+    def attacks(self) -> list[str]:
+        """Names of the attacks, strongest first; an inverted ranking (AUC far below 0.5) is as strong as a right one."""
+        return sorted(self.part("attacks"), key=lambda name: -(self.strength(name) or 0.0))
+
+    def auc(self, attack: str) -> Estimate:
+        return Estimate.of(self.part("attacks", attack).get("auc"))
+
+    def strength(self, attack: str) -> float | None:
+        """Distance of the attack's AUC from chance, in [0, 0.5]."""
+        value = self.auc(attack).value
+        return None if value is None else abs(value - 0.5)
+
+    @property
+    def worst(self) -> str | None:
+        """The attack on which the verdict rests."""
+        named = self.part("verdict").get("worst_attack")
+        if named in self.part("attacks"):
+            return str(named)
+        return next(iter(self.attacks), None)
+
+    @property
+    def leaks(self) -> bool | None:
+        """The audit's own verdict; None where it gave none. The report never judges by itself."""
+        leaks = self.part("verdict").get("leaks")
+        return leaks if isinstance(leaks, bool) else None
+
+    @property
+    def validated(self) -> list[dict[str, float]]:
+        """Steps at which both validation losses were measured: `step`, `val_member`, `val_nonmember`."""
+        keys = ("step", "val_member", "val_nonmember")
+        rows = [{key: finite(row.get(key)) for key in keys} for row in self.metrics]
+        return [{k: v for k, v in row.items() if v is not None} for row in rows if None not in row.values()]
+
+    @property
+    def validation_loss(self) -> float | None:
+        """Adaptation loss on pictures never trained on: from `quality`, or else the last one logged in training."""
+        given = finite((self.quality or {}).get("validation_loss"))
+        if given is None and self.validated:
+            return self.validated[-1]["val_nonmember"]
+        return given
+
+
+def load_run(audit_folder: Path, run_folder: Path | None = None) -> ReportRun:
+    """Read what `lorica audit` and `lorica adapt` wrote.
+
+    Args:
+        audit_folder: holds `audit.json`, and `quality.json` where quality was measured.
+        run_folder: holds `metrics.jsonl`, and the picture grids drawn in training, of which the last is shown.
+
+    Raises:
+        LoricaError: there is no audit in the folder, or a file is damaged or of a newer schema.
+    """
+    audit = read_json(audit_folder / "audit.json", "audit result")
+    if not isinstance(audit, dict) or audit.get("schema") != SCHEMA:
+        found = audit.get("schema") if isinstance(audit, dict) else type(audit).__name__
+        raise LoricaError(
+            f"{audit_folder / 'audit.json'} has schema {found!r}, this version reads {SCHEMA}",
+            "Audit again with this version of lorica, or report with the version that audited.",
+        )
+    folders = [audit_folder] + ([run_folder] if run_folder is not None else [])
+    quality = next((folder / "quality.json" for folder in folders if (folder / "quality.json").is_file()), None)
+    grids = sorted((run_folder / "samples").glob("step_*.png"))[-1:] if run_folder is not None else []
+    target = audit.get("target")
+    objective = target.get("objective") if isinstance(target, dict) else None
+    return ReportRun(
+        label=_known_name(str(objective)) if objective else audit_folder.name,
+        audit=audit,
+        metrics=_read_lines(run_folder / "metrics.jsonl") if run_folder is not None else [],
+        quality=read_json(quality, "quality result") if quality is not None else None,
+        samples=list(grids),
+        captions=[f"drawn in training, {_step(grid)}" for grid in grids],
+    )
+
+
+def _known_name(objective: str) -> str:
+    """smp-lora -> SMP-LoRA."""
+    return "-".join("LoRA" if part == "lora" else part.upper() for part in objective.split("-"))
+
+
+def _step(grid: Path) -> str:
+    digits = grid.stem.removeprefix("step_").lstrip("0")
+    return f"step {digits or '0'}"
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; none where there is no file. A last line cut off by a kill is skipped."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise LoricaError(f"{path}, line {number} is not JSON: {error}", "Is it the right file?") from error
+    return [row for row in rows if isinstance(row, dict)]

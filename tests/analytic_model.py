@@ -1,0 +1,80 @@
+"""A diffusion model whose optimal predictions are known in closed form, in the shape of `LatentDiffusion`.
+
+The data are Gaussian, x0 ~ N(0, I). Its base model is the exact optimum for that distribution. Its LoRA, if it has
+one, is the exact optimum for a mixture of narrow Gaussians around the members: it learned its training set by heart.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SIDE = 4  # latents are (3, 4, 4)
+
+
+class AnalyticModel:
+    """Pictures are 8 x 8; the latent is their 2 x 2 block means, scaled to unit variance for uniform pixels."""
+
+    name = "analytic"
+    device = torch.device("cpu")
+    resolution = 2 * SIDE
+    latent_shape = (3, SIDE, SIDE)
+    train_timesteps = 100
+    vae_fingerprint = text_fingerprint = "analytic"
+    bandwidth = 0.3
+
+    def __init__(self, members: Tensor | None = None) -> None:
+        self.members = members
+        self.adapted = members is not None
+        self.unet, self.text_encoder = nn.Dropout().eval(), nn.Dropout().eval()
+        self.alphas_cumprod = torch.linspace(0.999, 0.001, self.train_timesteps, dtype=torch.float64)
+        self.calls: list[int] = []
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(b"analytic").hexdigest()
+
+    def load_lora(self, path: Path) -> dict[str, Any]:
+        self.adapted = True
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        return {"rank": 1, "alpha": 1.0, "sha256": digest, "file": path.name, "base": None, "tensors": 2}
+
+    @contextmanager
+    def base_only(self) -> Iterator[None]:
+        before, self.adapted = self.adapted, False
+        try:
+            yield
+        finally:
+            self.adapted = before
+
+    def encode_pictures(self, pixels: Tensor) -> Tensor:
+        return F.avg_pool2d(pixels, 2) * 2 * 3**0.5
+
+    def encode_captions(self, captions: Sequence[str]) -> Tensor:
+        return torch.zeros(len(captions), 1, 1)
+
+    def error_map(self, latents: Tensor, t: Tensor, noise: Tensor, context: Tensor) -> Tensor:
+        self.calls.append(len(latents))
+        a = self.alphas_cumprod[t].view(-1, 1, 1, 1)
+        noisy = a.sqrt() * latents + (1 - a).sqrt() * noise
+        return (self.predict(noisy, a) - noise).square().float()
+
+    def predict(self, noisy: Tensor, a: Tensor) -> Tensor:
+        """E[eps | z_t], from E[x0 | z_t] and z_t = sqrt(a) x0 + sqrt(1 - a) eps."""
+        if not self.adapted or self.members is None:
+            return (1 - a).sqrt() * noisy
+        h = self.bandwidth**2
+        residual = noisy.unsqueeze(1) - a.sqrt().unsqueeze(1) * self.members
+        spread = a * h + 1 - a
+        weights = torch.softmax(-residual.square().flatten(2).sum(2) / (2 * spread.view(-1, 1)), dim=1)
+        centred = (weights[:, :, None, None, None] * residual).sum(1)
+        return (1 - a).sqrt() / spread * centred
+
+
+def gaussian_latents(count: int, seed: int) -> Tensor:
+    return torch.randn(count, *AnalyticModel.latent_shape, generator=torch.Generator().manual_seed(seed)).double()

@@ -1,0 +1,292 @@
+"""Attacks, against closed forms and with positive and negative controls on a model whose optimum is known."""
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from analytic_model import AnalyticModel, gaussian_latents
+from lorica.audit.attacks import ATTACKS, CalibratedLossAttack, LossAttack, McLossAttack, NnLossAttack
+from lorica.audit.attacks.base import Features, Groups
+from lorica.audit.attacks.calibrated_loss import CalibratedLossOptions
+from lorica.audit.attacks.loss import LossOptions
+from lorica.audit.attacks.mc_loss import McLossOptions
+from lorica.audit.attacks.nn_loss import NnLossOptions
+from lorica.audit.queries import stratified_timesteps
+from lorica.audit.score import MembershipScores
+from lorica.config import Config
+from lorica.diffusion import Encoded, keyed_noise
+
+PER_GROUP = 32
+GROUPS = ("aux_members", "test_members", "aux_nonmembers", "test_nonmembers")
+SEED = 5
+
+
+def encoded(count: int, seed: int = 0) -> Encoded:
+    latents = gaussian_latents(count, seed)
+    return Encoded(latents, torch.zeros(count, 1, 1), tuple(f"picture {seed}-{i}" for i in range(count)))
+
+
+PICTURES = encoded(4 * PER_GROUP)
+MEMORISED = AnalyticModel(PICTURES.latents[: 2 * PER_GROUP])
+
+
+@cache
+def attacked(name: str, model: AnalyticModel, options: Config | None = None) -> dict[str, NDArray[np.float64]]:
+    """Scores of the four groups, as the audit computes them."""
+    attack, seed = ATTACKS[name](options), SEED
+    features = attack.extract(model, PICTURES, seed)  # type: ignore[arg-type]
+    if attack.needs_base:
+        with model.base_only():
+            base = attack.extract(model, PICTURES, seed)  # type: ignore[arg-type]
+        features |= {f"base_{name}": values for name, values in base.items()}
+    return attack.score(grouped(features), seed)
+
+
+def grouped(features: Features) -> Groups:
+    size = PER_GROUP
+    return {
+        g: {name: values[i * size : (i + 1) * size] for name, values in features.items()} for i, g in enumerate(GROUPS)
+    }
+
+
+def test_scores(scores: dict[str, NDArray[np.float64]]) -> MembershipScores:
+    return MembershipScores(scores["test_members"], scores["test_nonmembers"])
+
+
+test_scores.__test__ = False  # type: ignore[attr-defined]
+
+
+# --- every attack
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_finds_the_members_of_a_model_that_learned_them_by_heart(name: str) -> None:
+    assert test_scores(attacked(name, MEMORISED)).auc > 0.9
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_no_attack_finds_members_in_a_model_that_never_saw_them(name: str) -> None:
+    faster = NnLossOptions(epochs=10, learning_rate=1e-4) if name == "nn-loss" else None
+    low, high = test_scores(attacked(name, AnalyticModel(), faster)).interval("auc", level=0.99)
+    assert low <= 0.5 <= high
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_the_threshold_from_auxiliary_scores_transfers_to_the_test_pictures(name: str) -> None:
+    scores = attacked(name, MEMORISED)
+    threshold = ATTACKS[name]().threshold(MembershipScores(scores["aux_members"], scores["aux_nonmembers"]))
+    assert test_scores(scores).asr(threshold) > 0.8
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_features_depend_on_the_picture_and_not_on_its_batch_or_place(name: str) -> None:
+    attack = ATTACKS[name]()
+    together = attack.extract(MEMORISED, PICTURES, SEED)  # type: ignore[arg-type]
+    rows = [40, 3, 17]
+    apart = attack.extract(MEMORISED, PICTURES.take(rows), SEED)  # type: ignore[arg-type]
+    for key, values in apart.items():
+        assert len(values) == len(rows)
+        np.testing.assert_allclose(values, together[key][rows], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_another_seed_draws_other_noise(name: str) -> None:
+    attack = ATTACKS[name]()
+    first, second = (attack.extract(MEMORISED, PICTURES.take([0]), seed) for seed in (0, 1))  # type: ignore[arg-type]
+    assert all(not np.array_equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_states_what_it_costs(name: str) -> None:
+    attack, model = ATTACKS[name](), AnalyticModel()
+    attack.extract(model, PICTURES.take([0, 1, 2]), SEED)  # type: ignore[arg-type]
+    models = 2 if attack.needs_base else 1
+    assert attack.queries == models * sum(model.calls) / 3
+    assert attack.name == name and attack.summary and attack.source
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_no_score_of_a_test_picture_depends_on_another_test_picture(name: str) -> None:
+    """Whatever is fitted, scaled or selected uses auxiliary pictures only."""
+    attack = ATTACKS[name]()
+    if isinstance(attack, NnLossAttack):
+        attack = NnLossAttack(NnLossOptions(input="normalised", epochs=2, learning_rate=1e-3))
+    features = attack.extract(MEMORISED, PICTURES, SEED)  # type: ignore[arg-type]
+    if attack.needs_base:
+        features |= {f"base_{key}": values + 1 for key, values in features.items()}
+    whole = attack.score(grouped(features), SEED)
+    groups = grouped(features)
+    for group in ("test_members", "test_nonmembers"):
+        groups[group] = {key: values[:5] for key, values in groups[group].items()}
+    part = attack.score(groups, SEED)
+    for group, values in part.items():
+        np.testing.assert_allclose(values, whole[group][: len(values)], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_a_model_in_training_mode_is_not_measured(name: str, part: str) -> None:
+    model = AnalyticModel()
+    getattr(model, part).train()
+    with pytest.raises(RuntimeError, match="training mode"):
+        ATTACKS[name]().extract(model, PICTURES.take([0]), SEED)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_the_options_of_every_attack_are_described(name: str) -> None:
+    options: type[Config] = ATTACKS[name].Options
+    assert options.model_fields
+    assert all(field.description for field in options.model_fields.values())
+
+
+# --- closed forms
+
+
+def loss_by_hand(t: torch.Tensor, purpose: str, draw: int, picture: int) -> float:
+    """The adaptation loss of the optimal predictor sqrt(1 - a) z_t for Gaussian data, written out."""
+    model = AnalyticModel()
+    a = model.alphas_cumprod[t].item()
+    x = PICTURES.latents[picture].numpy()
+    eps = keyed_noise([PICTURES.ids[picture]], f"{purpose}.noise", draw, model.latent_shape, SEED)[0].double().numpy()
+    prediction = np.sqrt(1 - a) * (np.sqrt(a) * x + np.sqrt(1 - a) * eps)
+    return float(np.mean((prediction - eps) ** 2))
+
+
+def test_the_loss_attack_is_minus_the_loss_at_its_timestep() -> None:
+    attack = LossAttack(LossOptions(timestep=0.37))
+    scores = attack.statistic(attack.extract(AnalyticModel(), PICTURES, SEED))  # type: ignore[arg-type]
+    for picture in (0, 63):
+        assert scores[picture] == pytest.approx(-loss_by_hand(torch.tensor(37), "loss", 0, picture), rel=1e-5)
+
+
+def test_the_mc_loss_attack_is_minus_the_mean_loss_over_its_draws() -> None:
+    attack = McLossAttack(McLossOptions(draws=4))
+    scores = attack.statistic(attack.extract(AnalyticModel(), PICTURES, SEED))  # type: ignore[arg-type]
+    for picture in (1, 100):
+        one = PICTURES.take([picture])
+        times = [stratified_timesteps(one, "losses", k, 4, 100, SEED)[0] for k in range(4)]
+        expected = np.mean([loss_by_hand(t, "losses", k, picture) for k, t in enumerate(times)])
+        assert scores[picture] == pytest.approx(-expected, rel=1e-5)
+
+
+def test_the_mean_loss_of_fresh_gaussian_pictures_is_the_optimums_expectation() -> None:
+    """E |sqrt(1-a) z_t - eps|^2 = a per element; over a uniform t it is the mean of a."""
+    attack = McLossAttack(McLossOptions(draws=16))
+    model, fresh = AnalyticModel(), encoded(200, seed=9)
+    losses = attack.extract(model, fresh, SEED)["losses"]  # type: ignore[arg-type]
+    assert losses.mean() == pytest.approx(model.alphas_cumprod.mean().item(), abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("form", "score"),
+    [
+        ("log-ratio", lambda base, lora: np.log(base / lora).mean(1)),
+        ("difference", lambda base, lora: (base - lora).mean(1)),
+    ],
+)
+def test_the_calibrated_loss_compares_with_the_base_model_draw_by_draw(
+    form: str, score: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
+) -> None:
+    attack = CalibratedLossAttack(CalibratedLossOptions(form=form))  # type: ignore[arg-type]
+    lora = attack.extract(MEMORISED, PICTURES, SEED)  # type: ignore[arg-type]
+    base = attack.extract(AnalyticModel(), PICTURES, SEED)  # type: ignore[arg-type]
+    found = attack.statistic({"losses": lora["losses"], "base_losses": base["losses"]})
+    np.testing.assert_allclose(found, score(base["losses"], lora["losses"]), rtol=1e-9)
+    assert found[:PER_GROUP].mean() > 0 > found[-PER_GROUP:].mean()
+
+
+def test_the_calibrated_loss_survives_a_loss_of_exactly_zero() -> None:
+    features = {"losses": np.zeros((2, 3)), "base_losses": np.ones((2, 3))}
+    assert np.isfinite(CalibratedLossAttack().statistic(features)).all()
+
+
+def test_calibration_removes_what_makes_a_picture_easy_for_any_model() -> None:
+    """Losses with a picture-specific factor of wide spread, which members and non-members share in distribution."""
+    rng = np.random.default_rng(0)
+    hard = np.exp(rng.normal(0, 1, (400, 1)))
+    base = hard * np.exp(rng.normal(0, 0.2, (400, 8)))
+    lora = base * np.where(np.arange(400) < 200, 0.9, 1.0)[:, None] * np.exp(rng.normal(0, 0.02, (400, 8)))
+    plain, calibrated = (
+        MembershipScores(s[:200], s[200:])
+        for s in (-lora.mean(1), CalibratedLossAttack().statistic({"losses": lora, "base_losses": base}))
+    )
+    assert plain.auc < 0.6 and calibrated.auc > 0.99
+
+
+# --- draws
+
+
+def test_stratified_timesteps_take_one_from_each_part_and_are_uniform_together() -> None:
+    many = encoded(500)
+    times = torch.stack([stratified_timesteps(many, "x", k, 8, 1000, 0) for k in range(8)], 1)
+    assert (times >= torch.arange(8) * 125).all() and (times < torch.arange(1, 9) * 125).all()
+    counts = torch.bincount(times.flatten() // 25, minlength=40)
+    assert counts.sum() == 4000 and counts.min() > 60 and counts.max() < 145
+
+
+def test_attacks_with_the_same_measurement_measure_the_same() -> None:
+    mc, calibrated = McLossAttack(McLossOptions(draws=3)), CalibratedLossAttack(CalibratedLossOptions(draws=3))
+    assert mc.measurement == calibrated.measurement
+    model = AnalyticModel()
+    first, second = (a.extract(model, PICTURES.take([2, 5]), SEED)["losses"] for a in (mc, calibrated))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(first, second)
+
+
+# --- the learning attack
+
+
+def maps_with_a_signal(strength: float, seed: int = 0) -> Groups:
+    """Error maps (30, 4, 20) whose first five elements are larger in members, at scales that differ by draw."""
+    rng = np.random.default_rng(seed)
+    groups: Groups = {}
+    for group in GROUPS:
+        maps = rng.chisquare(1, (30, 4, 20))
+        if group.endswith("_members"):
+            maps[..., :5] *= 1 + strength
+        groups[group] = {"maps": (maps * np.array([8.0, 2.0, 1.0, 0.1])[:, None]).astype(np.float32)}
+    return groups
+
+
+def test_the_network_learns_a_pattern_that_the_mean_loss_hides() -> None:
+    groups = maps_with_a_signal(1.5)
+    for features in groups.values():  # the same total in every map: only the pattern is left
+        features["maps"] /= features["maps"].sum(axis=2, keepdims=True)
+    scores = NnLossAttack(NnLossOptions(input="normalised", learning_rate=1e-3, epochs=30)).score(groups, SEED)
+    assert test_scores(scores).auc > 0.9
+
+
+def test_normalised_maps_see_a_signal_at_every_noise_level() -> None:
+    """Only the last draw tells, and its maps are the smallest: raw, the others drown it."""
+    groups = maps_with_a_signal(0.0)
+    for group in ("aux_members", "test_members"):
+        groups[group]["maps"][:, 3] *= 4
+    raw, normalised = (
+        test_scores(NnLossAttack(NnLossOptions(input=form, learning_rate=3e-4, epochs=20)).score(groups, SEED)).auc  # type: ignore[arg-type]
+        for form in ("raw", "normalised")
+    )
+    assert normalised > max(0.9, raw)
+
+
+def test_the_network_is_the_same_for_the_same_seed_and_leaves_the_global_generator_alone() -> None:
+    groups = maps_with_a_signal(1.0)
+    attack = NnLossAttack(NnLossOptions(epochs=2, learning_rate=1e-3))
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = attack.score(groups, 3)
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(2)
+    second, other = attack.score(groups, 3), attack.score(groups, 4)
+    np.testing.assert_array_equal(first["test_members"], second["test_members"])
+    assert not np.array_equal(first["test_members"], other["test_members"])
+
+
+def test_the_network_sees_as_many_members_as_nonmembers_when_the_groups_are_unequal() -> None:
+    """On maps that are all alike it can learn nothing but how often it saw each label: log-odds of 0, not of log 6."""
+    groups = {group: {"maps": np.ones((30, 4, 20), np.float32)} for group in GROUPS}
+    groups["aux_nonmembers"] = {"maps": groups["aux_nonmembers"]["maps"][:5]}
+    scores = NnLossAttack(NnLossOptions(epochs=30, learning_rate=1e-3)).score(groups, SEED)
+    assert abs(scores["test_members"]).max() < 0.3

@@ -1,0 +1,397 @@
+"""The report: what it says, what it must never do with hostile text, and that a browser really draws it."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import synthetic_audit as synthetic
+from PIL import Image
+from plotly.offline import get_plotlyjs
+
+from lorica.errors import LoricaError
+from lorica.report import ReportRun, build, figures, load_run, words
+from lorica.report.page import inline_json
+
+HOSTILE = "</script><!--<script><img src=x onerror=document.documentElement.dataset.hacked=1>{{7*7}}%{x}&amp;\u202e"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+class Page(HTMLParser):
+    """The elements, the visible text and the inline data of a page."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.styles: list[str] = []
+        self.data: dict[str, Any] = {}
+        self.feed(file.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        tag, attributes = self.elements[-1] if self.elements else ("", {})
+        if tag == "script":
+            if attributes.get("id") == "report-data" and data.strip():
+                self.data = json.loads(data)
+        elif tag == "style":
+            self.styles.append(data)
+        else:
+            self.words.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+    @property
+    def sections(self) -> list[str | None]:
+        return [section["id"] for section in self.all("section")]
+
+
+def written(runs: list[ReportRun], folder: Path, title: str = "A page", command: str = "lorica audit") -> Page:
+    return Page(build(runs, title=title, command=command, output=folder / "report.html"))
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    return written(synthetic.three_runs(), tmp_path_factory.mktemp("three"))
+
+
+@pytest.fixture(scope="module")
+def lora() -> ReportRun:
+    return synthetic.run(synthetic.LORA, "LoRA")
+
+
+ORDER = (
+    "verdict comparison attacks roc scores training samples tradeoff controls caveats settings provenance".split()
+)
+
+
+def test_all_parts_are_there_in_order_and_the_contents_link_to_each(three: Page) -> None:
+    assert three.sections == ORDER
+    assert [a["href"] for a in three.all("a")] == ["#verdict", *(f"#{name}" for name in ORDER)]
+
+
+def test_the_verdict_comes_first_and_in_plain_words(three: Page) -> None:
+    assert "LoRA and MP-LoRA leak their training pictures. No leak was found in SMP-LoRA." in three.text
+    assert three.text.index("No leak was found") < three.text.index("Comparison of") if "Comparison of" in three.text else True
+
+
+def test_one_run_gets_its_base_model_row_from_the_negative_control(lora: ReportRun, tmp_path: Path) -> None:
+    page = written([lora], tmp_path)
+    base = lora.audit["controls"]["base"][lora.worst]["auc"]["value"]
+    assert "LoRA leaks its training pictures." in page.text
+    assert "Base model" in page.text
+    assert f"{base:.3f}" in page.text
+    assert "tradeoff" not in page.sections  # one point makes no trade-off
+
+
+def test_every_number_of_the_strongest_attack_is_in_the_page(three: Page, lora: ReportRun) -> None:
+    attack = lora.audit["attacks"][lora.worst]
+    for value in (attack["asr"], attack["oracle_asr"], attack["tpr"]["0.01"], attack["tpr"]["0.05"]):
+        assert f"{100 * value['value']:.1f}%" in three.text
+    assert f"{attack['auc']['value']:.3f}" in three.text
+    assert f"{attack['auc_distance']:.2f}" in three.text
+    assert "unreliable" in three.text
+
+
+def test_hostile_text_arrives_as_text(lora: ReportRun, tmp_path: Path) -> None:
+    audit = json.loads(json.dumps(lora.audit).replace("nn-loss", json.dumps(HOSTILE)[1:-1]))
+    audit["warnings"] = [HOSTILE]
+    audit["verdict"]["text"] = audit["gate"]["rule"] = audit["gate"]["reason"] = HOSTILE
+    audit["target"]["lora"] = audit["provenance"]["config"]["base"] = HOSTILE
+    audit["provenance"]["versions"][HOSTILE] = HOSTILE
+    audit["controls"]["blind"]["method"] = HOSTILE
+    hostile = replace(
+        lora,
+        label=HOSTILE,
+        audit=audit,
+        quality=lora.quality | {"extractor": HOSTILE},
+        captions=[HOSTILE] * 4,
+    )
+    honest = written([lora], tmp_path / "honest")
+    page = written([hostile], tmp_path / "hostile", title=HOSTILE, command=HOSTILE)
+
+    assert [tag for tag, _ in page.elements] == [tag for tag, _ in honest.elements if True]
+    assert page.text.count("{{7*7}}") > 20
+    drawn = page.data["figures"]["roc/log"]["data"]
+    assert any("&lt;img src=x" in trace["name"] for trace in drawn)  # Plotly reads names as markup
+    assert all("<" not in trace["name"] and "%{x}" not in trace.get("hovertemplate", "") for trace in drawn)
+
+
+def test_inline_json_cannot_be_ended_by_what_it_holds() -> None:
+    text = inline_json({HOSTILE: ["<!--", "]]>", "\u2028"]})
+    assert not re.search(r"[<>&\u2028]", text)
+    assert json.loads(text) == {HOSTILE: ["<!--", "]]>", "\u2028"]}
+
+
+def test_nothing_is_loaded_from_anywhere(three: Page) -> None:
+    loading = {"src", "srcset", "href", "action", "data", "poster", "background", "xlink:href", "formaction"}
+    for tag, attributes in three.elements:
+        for name in loading & attributes.keys():
+            assert str(attributes[name]).startswith(("data:image/png;base64,", "#")), (tag, name)
+    assert not any("url(" in style or "@import" in style for style in three.styles)
+    policy = next(m["content"] for m in three.all("meta") if m.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe-inline" not in policy.split("style-src")[0]
+
+
+def test_plotly_is_inlined_once_and_can_stand_in_a_script_element(three: Page, tmp_path: Path) -> None:
+    library = get_plotlyjs()
+    assert not re.search(r"</script|<!--|<script|\r", library, re.IGNORECASE)
+    page = build([synthetic.base_run()], title="", command="", output=tmp_path / "page.html").read_text()
+    assert page.count(library) == 1
+
+
+def test_no_score_of_a_single_picture_is_in_the_page(lora: ReportRun, tmp_path: Path) -> None:
+    page = build([lora], title="", command="", output=tmp_path / "page.html").read_text()
+    scores = lora.audit["attacks"]["mc-loss"]["scores"]
+    assert not [score for group in scores.values() for score in group if repr(score) in page]
+
+
+def test_missing_and_undefined_numbers_become_dashes(lora: ReportRun, tmp_path: Path) -> None:
+    nothing = {"value": math.nan, "low": None}
+    audit = {
+        "schema": 1,
+        "attacks": {
+            "loss": {"auc": nothing, "asr": None, "tpr": {"0.01": nothing}, "scores": {"members": [math.nan, 1.0]}},
+            "mc-loss": {},
+        },
+        "controls": {"base": None, "blind": None},
+        "verdict": None,
+        "gate": None,
+        "warnings": None,
+    }
+    bare = ReportRun("Bare", audit, [{"step": 1, "loss": math.nan}], {"kid": {"value": math.inf}, "fid": None})
+    page = written([bare, lora], tmp_path)
+    assert "—" in page.text
+    assert not re.search(r"\b(nan|inf|None)\b", page.text, re.IGNORECASE)
+    assert "No verdict" in page.text
+    assert "Not run: nothing shows that the split is fair." in page.text
+
+
+def test_a_run_without_anything_still_makes_a_page(tmp_path: Path) -> None:
+    page = written([ReportRun("Base model")], tmp_path)
+    assert page.sections == ["verdict", "comparison", "provenance"]
+    assert "The audit holds no verdict." in page.text
+
+
+def test_no_runs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(LoricaError, match="at least one"):
+        build([], title="", command="", output=tmp_path / "page.html")
+
+
+def test_a_failed_control_is_said_right_under_the_verdict(tmp_path: Path) -> None:
+    page = written([synthetic.run(synthetic.LORA, "LoRA", fair=False)], tmp_path)
+    assert page.text.index("told from non-members without the model") < page.text.index("Strongest attack")
+    assert "weak ground" in page.text
+
+
+def test_runs_with_the_same_control_share_one_entry() -> None:
+    runs = synthetic.three_runs()
+    assert [control.runs for control in words.controls(runs)] == [("LoRA", "MP-LoRA", "SMP-LoRA")] * 2
+
+
+def test_caveats_name_what_was_not_tried_and_how_coarse_the_rates_are() -> None:
+    text = " ".join(words.caveats(synthetic.three_runs()))
+    assert "shadow LoRAs" in text
+    assert "With 120 test non-members, false-alarm rates move in steps of 0.83%" in text
+    assert "rests on 1 of them" in text
+    assert "same number of steps" in text
+    assert "compare with no number elsewhere" in text
+
+
+def test_a_roc_without_its_inner_points_keeps_its_area(lora: ReportRun) -> None:
+    for attack in lora.attacks:
+        scores = figures.scores(lora, attack)
+        assert scores is not None
+        false, true = figures.corners(*scores.roc())
+        assert len(false) < len(scores.roc()[0])
+        assert np.trapezoid(true, false) == pytest.approx(scores.auc, abs=1e-12)
+
+
+def test_the_log_axis_shows_what_happens_at_no_false_alarms(lora: ReportRun) -> None:
+    logarithmic, linear = (figures.roc([lora], scale) for scale in ("log", "linear"))
+    assert logarithmic is not None
+    assert linear is not None
+    for shown, exact in zip(logarithmic.data[:-1], linear.data[:-1], strict=True):
+        assert min(exact.x) == 0
+        assert min(shown.x) == 0.5 / 120
+        assert shown.y == exact.y
+
+
+def test_a_histogram_accounts_for_every_picture(lora: ReportRun) -> None:
+    figure = figures.histogram(lora, "mc-loss", figures.looks([lora])[0])
+    assert figure is not None
+    for trace in figure.data:
+        assert sum(trace.y[1:-2]) == pytest.approx(1)
+
+
+def test_equal_scores_make_a_histogram_too(lora: ReportRun) -> None:
+    audit = {"attacks": {"loss": {"scores": {"members": [1.0, 1.0], "nonmembers": [1.0]}}}}
+    assert figures.histogram(replace(lora, audit=audit), "loss", figures.looks([lora])[0]) is not None
+
+
+def test_a_run_keeps_its_colour_in_every_plot(three: Page) -> None:
+    colour = figures.looks(synthetic.three_runs())[3].light
+    for key in ("roc/log", "training", "quality/kid"):
+        traces = [trace for trace in three.data["figures"][key]["data"] if trace.get("name") == "SMP-LoRA"]
+        assert traces
+        assert {(trace.get("line") or trace["marker"])["color"] for trace in traces} == {colour}
+    assert colour in three.data["dark"]
+
+
+def test_two_runs_of_one_objective_look_different(lora: ReportRun) -> None:
+    assert len(set(figures.looks([lora] * 6))) == 6
+
+
+def test_pictures_of_the_same_caption_stand_side_by_side(three: Page) -> None:
+    labels = [image["alt"].split(":")[0] for image in three.all("img")]  # type: ignore[union-attr]
+    assert labels == ["Base model", "LoRA", "MP-LoRA", "SMP-LoRA"] * len(synthetic.CAPTIONS)
+
+
+def test_large_pictures_are_embedded_smaller(lora: ReportRun, tmp_path: Path) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (1024, 1024, 3), dtype=np.uint8))
+    page = written([replace(lora, samples=[noise], captions=[])], tmp_path)
+    assert len(str(page.all("img")[0]["src"])) < 384 * 384 * 3 * 1.5
+
+
+def test_a_page_that_cannot_be_finished_leaves_the_earlier_one(lora: ReportRun, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("earlier")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(LoricaError, match=re.escape("broken.png")):
+        written([replace(lora, samples=[tmp_path / "broken.png"], captions=["x"])], tmp_path)
+    assert (tmp_path / "report.html").read_text() == "earlier"
+
+
+def test_the_same_results_make_the_same_page(lora: ReportRun, tmp_path: Path) -> None:
+    first, second = (build([lora], title="t", command="c", output=tmp_path / name) for name in ("a.html", "b.html"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_names_in_no_encoding_do_not_stop_the_page(lora: ReportRun, tmp_path: Path) -> None:
+    assert written([replace(lora, label="na\udcefve")], tmp_path).sections == [s for s in ORDER if s != "tradeoff"]
+
+
+@pytest.fixture
+def folders(lora: ReportRun, tmp_path: Path) -> tuple[Path, Path]:
+    """(audit, run) as the commands leave them."""
+    audit, run = tmp_path / "audit", tmp_path / "run"
+    for folder in (audit, run / "samples"):
+        folder.mkdir(parents=True)
+    (audit / "audit.json").write_text(json.dumps(lora.audit))
+    (audit / "quality.json").write_text(json.dumps(lora.quality))
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lora.metrics))
+    for step in (500, 1000):
+        Image.new("RGB", (128, 64)).save(run / "samples" / f"step_{step:06}.png")
+    return audit, run
+
+
+def test_what_the_commands_wrote_is_read_back(folders: tuple[Path, Path], lora: ReportRun) -> None:
+    run = load_run(*folders)
+    assert (run.label, run.audit, run.metrics, run.quality) == ("LoRA", lora.audit, lora.metrics, lora.quality)
+    assert run.samples == [folders[1] / "samples" / "step_001000.png"]
+    assert run.captions == ["drawn in training, step 1000"]
+
+
+def test_an_audit_alone_is_enough(folders: tuple[Path, Path]) -> None:
+    run = load_run(folders[0])
+    assert run.metrics == []
+    assert run.samples == []
+
+
+def test_a_log_line_cut_off_by_a_kill_is_skipped_but_damage_is_named(folders: tuple[Path, Path]) -> None:
+    log = folders[1] / "metrics.jsonl"
+    whole = log.read_text()
+    log.write_text(whole + '{"step": 12')
+    assert len(load_run(*folders).metrics) == len(whole.splitlines())
+    log.write_text('{"step": 1\n' + whole)
+    with pytest.raises(LoricaError, match="line 1"):
+        load_run(*folders)
+
+
+@pytest.mark.parametrize("content", ['{"schema": 99}', "[]", "{}"])
+def test_a_foreign_schema_is_refused(folders: tuple[Path, Path], content: str) -> None:
+    (folders[0] / "audit.json").write_text(content)
+    with pytest.raises(LoricaError, match="schema"):
+        load_run(folders[0])
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LoricaError, match="not found"):
+        load_run(tmp_path)
+
+
+# Stands before the page's own policy, and reports what went wrong and what the controls did.
+PROBE = """<script>
+const note = (name, value) => document.documentElement.setAttribute("data-" + name, value);
+const fail = (event) => note("failed", event.message || event.reason || event.violatedDirective);
+["error", "unhandledrejection", "securitypolicyviolation"].forEach((name) => addEventListener(name, fail, true));
+const choose = (selector, change) => {
+  const control = document.querySelector(selector);
+  change(control);
+  control.dispatchEvent(new Event("change", { bubbles: true }));
+};
+addEventListener("load", () => {
+  const roc = document.querySelector("#roc .plot");
+  note("before", roc._fullLayout.xaxis.type + " " + roc.data.length);
+  choose("#roc input[value=linear]", (radio) => (radio.checked = true));
+  choose("#roc select", (select) => (select.value = "mc-loss"));
+  choose("#scores select", (select) => (select.value = "loss"));
+  note("after", roc._fullLayout.xaxis.type + " " + roc.data.length);
+  dispatchEvent(new Event("beforeprint"));
+  note("printed", document.querySelectorAll("details:not([open])").length + " " + roc._fullLayout.width);
+  dispatchEvent(new Event("afterprint"));
+});
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_browser_draws_the_plots_and_runs_no_caption(tmp_path: Path, dark: bool) -> None:
+    runs = [replace(run, captions=[HOSTILE] * 4) for run in synthetic.three_runs()]
+    runs[1] = replace(runs[1], label=f"LoRA {HOSTILE}")
+    page = build(runs, title=HOSTILE, command=HOSTILE, output=tmp_path / "page.html")
+    page.write_text(page.read_text().replace("<head>", "<head>" + PROBE, 1))
+    document = _rendered(page, tmp_path / "profile", dark)
+
+    root = re.search(r"<html[^>]*>", document)
+    assert root is not None
+    found = dict(re.findall(r'data-(\w+)="([^"]*)"', root[0]))
+    assert found == {"before": "log 13", "after": "linear 4", "printed": "0 630"}
+    plots = document.count('data-figure="')
+    assert plots == 1 + 3 + 1 + 1
+    assert document.count('class="main-svg"') >= plots
+    colour = figures.looks(runs)[3]
+    assert f"stroke: {_rgb(colour.dark if dark else colour.light)}" in document
+
+
+def _rgb(colour: str) -> str:
+    return "rgb({}, {}, {})".format(*(int(colour[i : i + 2], 16) for i in (1, 3, 5)))
+
+
+def _rendered(page: Path, profile: Path, dark: bool) -> str:
+    options = "headless no-sandbox disable-gpu no-first-run disable-background-networking disable-component-update"
+    command = [
+        str(CHROMIUM),
+        *(f"--{option}" for option in [*options.split(), "disable-sync", "disable-dev-shm-usage"]),
+        f"--user-data-dir={profile}",
+        f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+        "--virtual-time-budget=10000",
+        "--dump-dom",
+        page.as_uri(),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
