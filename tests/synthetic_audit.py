@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 from lorica.audit.score import MembershipScores
 from lorica.report import ReportRun
 
+Json = dict[str, Any]
 CAPTIONS = ["a woman with red hair", "a man with glasses", "a person with a green hat", "an old man, blue background"]
 
 
@@ -32,7 +33,7 @@ ATTACKS = {  # name: (share of the shift that it sees, needs captions, queries, 
 }
 
 
-def audit(method: Method, *, members: int = 60, nonmembers: int = 120, seed: int = 0, fair: bool = True) -> dict[str, Any]:
+def audit(method: Method, *, members: int = 60, nonmembers: int = 120, seed: int = 0, fair: bool = True) -> Json:
     """An `audit.json` of schema 1."""
     rng = np.random.default_rng([seed, len(method.objective)])
 
@@ -44,9 +45,7 @@ def audit(method: Method, *, members: int = 60, nonmembers: int = 120, seed: int
         threshold = scored(method.shift * share).oracle_threshold()  # fresh draws: the auxiliary half
         about = {"threat_model": "white" if name == "nn-loss" else "gray", "needs_caption": caption}
         attacks[name] = (
-            about
-            | {"queries": queries, "source": source}
-            | _measured(scored(method.shift * share), threshold)
+            about | {"queries": queries, "source": source} | _measured(scored(method.shift * share), threshold)
         )
     rng = np.random.default_rng(seed)  # the controls do not depend on the method
     base = {name: _auc(scored(0.0)) for name in ATTACKS}
@@ -57,7 +56,11 @@ def audit(method: Method, *, members: int = 60, nonmembers: int = 120, seed: int
     return {
         "schema": 1,
         "provenance": {
-            "config": {"base": "builtin", "attacks": list(ATTACKS), "adapt": {"objective": method.objective, "lam": 0.05}},
+            "config": {
+                "base": "builtin",
+                "attacks": list(ATTACKS),
+                "adapt": {"objective": method.objective, "lam": 0.05},
+            },
             "seed": seed,
             "versions": {"lorica": "0.1.0", "torch": "2.8.0", "diffusers": "0.36.0"},
             "hardware": {"device": "CPU", "processor": "Example CPU", "cores": 2, "system": "Linux"},
@@ -84,23 +87,30 @@ def audit(method: Method, *, members: int = 60, nonmembers: int = 120, seed: int
         "attacks": attacks,
         "controls": {
             "base": {name: {"auc": auc, "covers_chance": _covers_chance(auc)} for name, auc in base.items()},
-            "blind": {"auc": blind, "fair": _covers_chance(blind), "method": "pixel statistics"},
+            "blind": {
+                "auc": blind,
+                "fair": _covers_chance(blind),
+                "method": "logistic regression on thumbnails and captions",
+            },
         },
         "verdict": {
             "leaks": leaks,
             "worst_attack": worst,
-            "text": f"An attacker with the base model and {attacks[worst]['queries']} queries per picture finds "
-            f"{tpr:.0%} of the members at 5% false alarms; by chance it would be 5%.",
+            "text": f"{'The LoRA leaks its training pictures' if leaks else 'No leak was found in the LoRA'}. With "
+            f"{attacks[worst]['queries']} UNet queries per picture, the strongest of {len(attacks)} attacks, {worst}, "
+            f"reaches an AUC of {auc['value']:.3f} (95 % interval {auc['low']:.3f} to {auc['high']:.3f}; chance is 0.5) "
+            f"on {members} members and {nonmembers} non-members. It finds {100 * tpr:.1f} % of the members at 5 % false "
+            "alarms, where guessing would find 5 %.",
         },
         "warnings": [attacks[worst]["tpr"]["0.01"]["note"]],
         "gate": {"rule": "auc>0.6", "failed": auc["value"] > 0.6, "reason": f"auc is {auc['value']:.3f}"},
     }
 
 
-def metrics(method: Method, *, steps: int = 1200, seed: int = 0) -> list[dict[str, Any]]:
+def metrics(method: Method, *, steps: int = 1200, seed: int = 0) -> list[Json]:
     """A `metrics.jsonl`: a loss at each logged step, the validation losses at every fifth of them."""
     rng = np.random.default_rng(seed)
-    rows: list[dict[str, Any]] = []
+    rows: list[Json] = []
     for step in range(0, steps + 1, 20):
         t = step / steps
         row = {"step": step, "loss": 0.12 + 0.1 * np.exp(-4 * t) + rng.normal(0, 0.008), "objective": method.objective}
@@ -117,11 +127,12 @@ def pictures(method: Method, *, size: int = 64) -> list[Image.Image]:
     rng = np.random.default_rng([7, len(method.objective)])
     drawn = []
     for _ in CAPTIONS:
-        picture = Image.new("RGB", (size, size), tuple(int(x) for x in rng.integers(90, 230, 3)))
+        back, face = (f"hsl({rng.integers(360)}, 45%, {lightness}%)" for lightness in (80, 55))
+        picture = Image.new("RGB", (size, size), back)
         pen = ImageDraw.Draw(picture)
-        pen.ellipse([0.2 * size, 0.15 * size, 0.8 * size, 0.95 * size], fill=tuple(int(x) for x in rng.integers(60, 250, 3)))
+        pen.ellipse([0.2 * size, 0.15 * size, 0.8 * size, 0.95 * size], fill=face)
         for x in (0.36, 0.56):
-            pen.ellipse([x * size, 0.42 * size, (x + 0.08) * size, 0.5 * size], fill="#222")
+            pen.ellipse([x * size, 0.42 * size, (x + 0.08) * size, 0.5 * size], fill="#222222")
         drawn.append(picture)
     return drawn
 
@@ -138,7 +149,7 @@ def run(method: Method, label: str, **options: Any) -> ReportRun:
     )
 
 
-def quality(method: Method) -> dict[str, Any]:
+def quality(method: Method) -> Json:
     return {
         "kid": {"value": method.quality, "std": 0.003},
         "fid": {"value": 1000 * method.quality + 12},
@@ -158,7 +169,7 @@ def three_runs() -> list[ReportRun]:
     return [base_run(), run(LORA, "LoRA"), run(MP_LORA, "MP-LoRA"), run(SMP_LORA, "SMP-LoRA")]
 
 
-def _measured(scores: MembershipScores, threshold: float) -> dict[str, Any]:
+def _measured(scores: MembershipScores, threshold: float) -> Json:
     low, high = scores.interval("asr", threshold=threshold)
     oracle = scores.interval("oracle_asr", resamples=200)
     return {
@@ -180,7 +191,7 @@ def _covers_chance(auc: dict[str, float]) -> bool:
     return auc["low"] <= 0.5 <= auc["high"]
 
 
-def _rate(scores: MembershipScores, fpr: float) -> dict[str, Any]:
+def _rate(scores: MembershipScores, fpr: float) -> Json:
     low, high = scores.interval("tpr", fpr=fpr)
     return {
         "value": scores.tpr_at(fpr),

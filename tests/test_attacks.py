@@ -259,16 +259,16 @@ def test_the_network_learns_a_pattern_that_the_mean_loss_hides() -> None:
     assert test_scores(scores).auc > 0.9
 
 
-def test_normalised_maps_see_a_signal_at_every_noise_level() -> None:
-    """Only the last draw tells, and its maps are the smallest: raw, the others drown it."""
+def test_normalised_maps_show_a_signal_that_raw_maps_drown() -> None:
+    """Only the last draw tells members apart, and its maps are the smallest by far."""
     groups = maps_with_a_signal(0.0)
     for group in ("aux_members", "test_members"):
         groups[group]["maps"][:, 3] *= 4
     raw, normalised = (
-        test_scores(NnLossAttack(NnLossOptions(input=form, learning_rate=3e-4, epochs=20)).score(groups, SEED)).auc  # type: ignore[arg-type]
+        test_scores(NnLossAttack(NnLossOptions(input=form, learning_rate=3e-4, epochs=20)).score(groups, SEED))  # type: ignore[arg-type]
         for form in ("raw", "normalised")
     )
-    assert normalised > max(0.9, raw)
+    assert raw.interval("auc")[0] < 0.5 < normalised.interval("auc")[0]
 
 
 def test_the_network_is_the_same_for_the_same_seed_and_leaves_the_global_generator_alone() -> None:

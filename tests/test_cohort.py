@@ -98,6 +98,13 @@ def test_captions_name_only_traits_that_the_person_has():
             assert (hat in caption) <= (traits.hat == hat and f"{traits.hat_colour} {hat}" in caption)
 
 
+def test_hair_that_a_hat_hides_is_not_named():
+    hidden = replace(draw_traits(np.random.default_rng(0)), hair_shape="cropped", hat="cap")
+    captions = [describe(hidden, np.random.default_rng(seed)) for seed in range(40)]
+    assert not any(" hair" in caption for caption in captions)
+    assert any(" hair" in describe(replace(hidden, hat=""), np.random.default_rng(seed)) for seed in range(40))
+
+
 def test_every_trait_is_drawn_and_every_article_fits():
     captions = []
     seen = Counter()

@@ -187,6 +187,12 @@ def test_a_copied_file_and_the_same_pixels_in_another_format_are_exact_duplicate
     ]
 
 
+def test_pictures_of_the_same_bytes_but_another_shape_are_not_exact_duplicates(tmp_path):
+    put(tmp_path, "wide.png", Image.new("RGB", (32, 8), (200, 0, 0)))
+    put(tmp_path, "tall.png", Image.new("RGB", (8, 32), (200, 0, 0)))
+    assert [d.kind for d in find_duplicates(read_folder(tmp_path))] == ["near"]
+
+
 def test_slightly_changed_resized_and_mirrored_copies_are_near_duplicates(data):
     put(data, "changed.png", slightly_changed(picture_of(3)))
     put(data, "larger.png", picture_of(4).resize((96, 96), Image.Resampling.BICUBIC))

@@ -4,13 +4,14 @@ import importlib.metadata
 import json
 import os
 import platform
-import tempfile
+import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 import lorica
 from lorica.errors import LoricaError
@@ -25,34 +26,55 @@ def atomic_path(target: Path) -> Iterator[Path]:
     Raises:
         LoricaError: the folder cannot be written or the disk is full. `target` is then as it was before.
     """
-    temporary: Path | None = None
+    temporary = target.parent / f".{secrets.token_hex(8)}.part"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-        os.close(handle)
-        temporary = Path(name)
+        temporary.touch(exist_ok=False)  # with the permissions that the user's umask gives, unlike tempfile
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except OSError as error:
+        temporary.replace(target)
+    except Exception as error:
+        if not _is_write_failure(error):
+            raise
         raise LoricaError(
-            f"cannot write {target}: {error.strerror or error}",
+            f"cannot write {target}: {getattr(error, 'strerror', None) or error}",
             "Check the permissions and the free space, or choose another --output. Nothing earlier was touched.",
         ) from error
     finally:
-        if temporary is not None:
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def write_text(target: Path, text: str) -> None:
+def _is_write_failure(error: Exception) -> bool:
+    """Also in the words of the libraries that write through `atomic_path`: on a full disk torch.save raises a
+    RuntimeError of its archive writer, safetensors an error of its own."""
+    return isinstance(error, OSError | SafetensorError) or (
+        isinstance(error, RuntimeError) and ("inline_container" in str(error) or "PytorchStreamWriter" in str(error))
+    )
+
+
+def write_bytes(target: Path, content: bytes) -> None:
+    """Write atomically.
+
+    Raises:
+        LoricaError: as `atomic_path`; likewise for all that follow.
+    """
     with atomic_path(target) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write UTF-8 atomically. File names that are not UTF-8 may be in it: what cannot be encoded is escaped."""
+    write_bytes(target, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(target: Path, value: Any) -> None:
-    """Write JSON atomically. NaN and infinity are refused: no reader agrees on them."""
+    """Write JSON atomically.
+
+    Raises:
+        ValueError: NaN or infinity in it, on which no two readers agree.
+    """
     write_text(target, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -63,12 +85,20 @@ def write_with(target: Path, save: Callable[[Path], object]) -> None:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Raises: LoricaError when the file is absent or is not JSON."""
+    """Read JSON that may come from anyone.
+
+    Args:
+        path: the file.
+        what: it is meant to be, for the error message.
+
+    Raises:
+        LoricaError: the file is absent or is not JSON.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise LoricaError(f"{what} not found: {path}", "Check the path.") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise LoricaError(f"{what} cannot be read: {path}: {error}", "Is it the right file?") from error
 
 
@@ -80,6 +110,9 @@ def prepare_output(folder: Path, *, marker: str, resume: bool, overwrite: bool =
         marker: name of the file whose presence means "there is a result here".
         resume: an earlier result is welcome.
         overwrite: the user said so.
+
+    Raises:
+        LoricaError: it is a file, it holds a result, or it cannot be written.
     """
     if folder.exists() and not folder.is_dir():
         raise LoricaError(f"--output {folder} is a file", "Give a folder.")
@@ -88,8 +121,7 @@ def prepare_output(folder: Path, *, marker: str, resume: bool, overwrite: bool =
             f"--output {folder} already holds a result ({marker})",
             "Give another folder, --resume to go on with it, or --overwrite to replace it.",
         )
-    with atomic_path(folder / ".writable") as probe:
-        probe.write_bytes(b"")
+    write_bytes(folder / ".writable", b"")
     (folder / ".writable").unlink()
 
 
@@ -117,6 +149,7 @@ def _processor() -> str:
 
 
 def versions() -> dict[str, str]:
+    """Of Lorica, Python and the libraries that numbers depend on."""
     found = {"lorica": lorica.__version__, "python": platform.python_version()}
     return found | {name: importlib.metadata.version(name) for name in _STAMPED}
 

@@ -1,19 +1,22 @@
 """`lorica <verb>`: options, help and checks all come from the verb's configuration class."""
 
 import inspect
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import click
 import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from rich.markup import escape
+from rich.table import Table
 
 import lorica
-from lorica.config import Config, load, section_type, walk
+from lorica.config import Config, load, walk
 from lorica.errors import LoricaError
 from lorica.progress import console
 
@@ -25,20 +28,23 @@ app = typer.Typer(
     help="Adapt pre-trained image models without leaking the training images, and prove it with measurements.",
 )
 
+BAD_INPUT, GATE_FAILED, INTERRUPTED = 2, 3, 130
+
 Handler = Callable[[Any], int | None]
 
 
-def add_verb(name: str, config_class: Callable[[], type[Config]], handler: Handler, *, positional: tuple[str, ...] = (), examples: str = "") -> None:
+def add_verb(
+    name: str, cls: type[Config], handler: Handler, *, positional: tuple[str, ...] = (), examples: str = ""
+) -> None:
     """Register a verb whose options are the leaves of a configuration class.
 
     Args:
         name: the verb.
-        config_class: returns the class (a function, so that the class can be imported late).
+        cls: the configuration class; its docstring is the verb's help.
         handler: takes the resolved configuration; returns an exit code or None for 0.
         positional: leaves that are also taken as arguments, in this order.
         examples: shown at the end of `--help`.
     """
-    cls = config_class()
     leaves = dict(walk(cls))
     parameters = {_identifier(key): key for key in leaves}
 
@@ -108,32 +114,119 @@ def _adapt(config: Any) -> None:
 
     result = run(config)
     if result:
+        output = escape(str(config.output))
         console.print(
-            f"Done: {escape(str(config.output))} holds pytorch_lora_weights.safetensors and lora_kohya.safetensors. "
-            f"Validation loss {result['val_member']:.4f} on test members, {result['val_nonmember']:.4f} on non-members.\n"
-            f"Next: lorica audit --base {escape(config.base)} --lora {escape(str(config.output))} "
-            f"--split {escape(str(config.output / 'split.json'))} --output {escape(str(config.output / 'audit'))}"
+            f"Done: {output} holds pytorch_lora_weights.safetensors and lora_kohya.safetensors.\n"
+            f"Validation loss {result['val_member']:.4f} on test members, {result['val_nonmember']:.4f} on test "
+            f"non-members.\nNext: lorica audit --base {escape(config.base)} --lora {output} --output {output}/audit"
         )
 
 
 def _audit(config: Any) -> int:
     from lorica.audit import run
+    from lorica.report import build, load_run
 
-    return run(config).get("exit_code", 0)
+    audit = run(config)
+    print_audit(audit)
+    run_folder = config.lora if config.lora is not None and config.lora.is_dir() else None
+    page = build([load_run(config.output, run_folder)], title="Membership audit", command=_command(), output=config.output / "report.html")
+    console.print(f"Report: {escape(str(page))}")
+    gate = audit["gate"]
+    if gate is not None:
+        console.print(f"[{'red' if gate['failed'] else 'green'}]release gate {escape(gate['rule'])}: {escape(gate['reason'])}[/]")
+    return GATE_FAILED if gate is not None and gate["failed"] else 0
+
+
+def _generate(config: Any) -> None:
+    from lorica.generate import run
+
+    result = run(config)
+    console.print(f"Done: {result['counts']['pictures']} pictures in {escape(str(config.output / 'pictures'))}, overview in grid.png.")
+    quality = result["quality"]
+    if quality is not None:
+        note = "" if quality["comparable"] else " (not comparable with published numbers)"
+        console.print(f"FID {quality['fid']['value']:.4g}, KID {quality['kid']['value']:.4g} over {escape(quality['extractor'])}{note}")
+        for warning in quality["warnings"]:
+            console.print(f"[yellow]warning:[/] {escape(warning)}")
+
+
+def _report(config: Any) -> None:
+    from lorica.report import build, load_run
+
+    runs = [load_run(folder, folder.parent if (folder.parent / "metrics.jsonl").exists() else None) for folder in config.audits]
+    page = build(runs, title=config.title, command=_command(), output=config.output)
+    console.print(f"Report: {escape(str(page))}")
+
+
+def _demo(config: Any) -> None:
+    from lorica.demo import run
+
+    run(config)
+
+
+def print_audit(audit: dict[str, Any]) -> None:
+    """The verdict and one line per attack."""
+    console.print(f"[bold]{escape(audit['verdict']['text'])}[/]")
+    table = Table("attack", "AUC [95 %]", "ASR (transferred)", "ASR (oracle)", *(f"TPR@{float(f):g}FPR" for f in next(iter(audit["attacks"].values()))["tpr"]))
+    for name, found in sorted(audit["attacks"].items(), key=lambda item: -abs(item[1]["auc"]["value"] - 0.5)):
+        auc = found["auc"]
+        rates = [f"{t['value']:.3f}{'' if t['reliable'] else ' (few)'}" for t in found["tpr"].values()]
+        table.add_row(name, f"{auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]".replace("[", "\\["), f"{found['asr']['value']:.3f}", f"{found['oracle_asr']['value']:.3f}", *rates)
+    console.print(table)
+    for warning in audit["warnings"]:
+        console.print(f"[yellow]warning:[/] {escape(warning)}")
+
+
+def _command() -> str:
+    """What was typed, with the program's bare name."""
+    return shlex.join(["lorica", *sys.argv[1:]])
+
+
+def _register() -> None:
+    """Each verb's class is imported only when the command line runs, not when `lorica` is imported."""
+    from lorica.adapt import AdaptConfig
+    from lorica.audit import AuditConfig
+    from lorica.demo import DemoConfig
+    from lorica.generate import GenerateConfig
+    from lorica.report.config import ReportConfig
+
+    add_verb("demo", DemoConfig, _demo, examples="lorica demo --output runs/demo")
+    add_verb(
+        "adapt", AdaptConfig, _adapt, positional=("data",),
+        examples="lorica adapt pictures/ --objective smp-lora --steps 2000 --seed 0 --output runs/mine\n\n"
+        "lorica adapt pictures/ --output runs/mine --resume",
+    )  # fmt: skip
+    add_verb(
+        "audit", AuditConfig, _audit,
+        examples="lorica audit --lora runs/mine --output runs/mine/audit\n\n"
+        "lorica audit --base MODEL --lora lora.safetensors --members in/ --nonmembers out/ --output audit "
+        "--fail-if \"auc>0.6\"",
+    )  # fmt: skip
+    add_verb("generate", GenerateConfig, _generate, examples="lorica generate --lora runs/mine --captions \"a cat\" --output pictures")
+    add_verb("report", ReportConfig, _report, positional=("audits",), examples="lorica report runs/a/audit runs/b/audit --output compare.html")
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False) -> None:
+    if version:
+        print(f"lorica {lorica.__version__}")
+        raise typer.Exit()
 
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 2 bad input, 3 a release gate failed, 130 interrupted."""
     _register()
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except LoricaError as error:
         console.print(f"[bold red]error:[/] {escape(error.problem)}")
         if error.remedy:
             console.print(escape(error.remedy))
-        sys.exit(2)
-    except KeyboardInterrupt as interrupt:
+        sys.exit(BAD_INPUT)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(BAD_INPUT)
+    except (KeyboardInterrupt, click.Abort) as interrupt:
         console.print(f"Interrupted: {interrupt}" if str(interrupt) else "Interrupted.")
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(1)
+        sys.exit(INTERRUPTED)
+    sys.exit(code or 0)

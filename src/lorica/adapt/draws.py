@@ -1,7 +1,8 @@
-"""Every random draw of a training step, as a pure function of (seed, step, process).
+"""Every random draw of a training step, as a pure function of the seed and of a place in an endless stream of samples.
 
-No sampler state exists, so a resumed run draws what the uninterrupted run would have drawn, and the indices of the
-training batch are indices into D_tr itself: a draw cannot leave it.
+No sampler state exists, so a resumed run draws what the uninterrupted run would have drawn. Rows are indices into the
+pool itself: a training draw cannot leave D_tr. And as the stream does not know how it is cut into batches, one process
+with a batch of 2n, two processes with n each and two accumulated batches of n see the same samples in a step.
 """
 
 import hashlib
@@ -17,35 +18,52 @@ def stable_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:8], "little") >> 1
 
 
-@lru_cache(maxsize=64)
-def _epoch_order(size: int, pool: str, epoch: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(stable_seed(seed, pool, epoch)).permutation(size)
-
-
-def batch_rows(size: int, pool: str, count: int, step: int, seed: int, rank: int = 0, world: int = 1) -> Tensor:
-    """Rows (count,) of a pool for one step: consecutive parts of an endless stream of shuffled epochs.
-
-    Every picture of the pool comes once per epoch; with several processes, their parts are disjoint.
+def places(count: int, index: int, rank: int = 0, world: int = 1) -> range:
+    """The places in the stream that batch `index` of one process takes.
 
     Args:
-        size: pictures in the pool.
-        pool: name, so that pools are shuffled independently.
-        count: rows per process.
-        step: counts from 0.
-        seed: of the run.
+        count: samples per batch and process.
+        index: of the batch, from 0.
         rank: of this process.
-        world: number of processes.
+        world: number of processes; the places of different ranks are disjoint.
     """
-    start = (step * world + rank) * count
-    positions = np.arange(start, start + count)
-    rows = [_epoch_order(size, pool, int(epoch), seed)[position] for epoch, position in zip(positions // size, positions % size, strict=True)]
-    return torch.from_numpy(np.array(rows, dtype=np.int64))
+    start = (index * world + rank) * count
+    return range(start, start + count)
+
+
+# A step looks at one or two epochs of at most four streams; an order of a million rows is 8 MB.
+@lru_cache(maxsize=16)
+def _epoch_order(size: int, stream: str, epoch: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(stable_seed(seed, "rows", stream, epoch)).permutation(size)
+
+
+def rows(where: range, size: int, stream: str, seed: int) -> Tensor:
+    """Rows (N,) int64 of a pool, on the CPU: the stream is one shuffled epoch after another.
+
+    Args:
+        where: N consecutive places, N > 0.
+        size: pictures in the pool; every picture comes once in each `size` places that start at a multiple of it.
+        stream: name, so that streams are shuffled independently.
+        seed: of the run.
+    """
+    epochs = range(where.start // size, (where.stop - 1) // size + 1)
+    parts = [
+        _epoch_order(size, stream, epoch, seed)[max(where.start - epoch * size, 0) : where.stop - epoch * size]
+        for epoch in epochs
+    ]
+    return torch.from_numpy(np.concatenate(parts))
 
 
 def timesteps_and_noise(
-    count: int, latent_shape: tuple[int, ...], timesteps: int, purpose: str, step: int, seed: int, rank: int = 0
+    where: range, latent_shape: tuple[int, ...], timesteps: int, stream: str, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """t (count,) uniform in [0, timesteps) and eps (count, C, h, w) standard normal, on the CPU."""
-    generator = torch.Generator().manual_seed(stable_seed(seed, purpose, step, rank))
-    t = torch.randint(timesteps, (count,), generator=generator)
-    return t, torch.randn((count, *latent_shape), generator=generator)
+    """t (N,) int64 uniform in [0, timesteps) and eps (N, *latent_shape) standard normal for N places, on the CPU.
+
+    Drawn on the CPU on every machine, so that the run does not depend on the device.
+    """
+    t = torch.tensor([stable_seed(seed, "t", stream, place) % timesteps for place in where])
+    noise = torch.empty(len(where), *latent_shape)
+    generator = torch.Generator()
+    for row, place in zip(noise, where, strict=True):
+        row.normal_(generator=generator.manual_seed(stable_seed(seed, "noise", stream, place)))
+    return t, noise

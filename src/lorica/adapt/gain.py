@@ -34,10 +34,14 @@ def mi_gain(member_logits: Tensor, nonmember_logits: Tensor | None) -> Tensor:
         >>> mi_gain(torch.zeros(4, 2), torch.zeros(4, 2))
         tensor(-0.6931)
     """
-    for logits in (member_logits, nonmember_logits):
-        if logits is not None and (logits.numel() == 0 or logits.dim() > 2 or (logits.dim() == 2 and logits.shape[1] != 2)):
-            raise ValueError(f"attacker logits must be (N, 2) or (N,) with N > 0, not {tuple(logits.shape)}")
+    _check(member_logits)
     gain = 0.5 * member_log_probability(member_logits).mean()
     if nonmember_logits is not None:
+        _check(nonmember_logits)
         gain = gain + 0.5 * nonmember_log_probability(nonmember_logits).mean()
     return gain
+
+
+def _check(logits: Tensor) -> None:
+    if logits.numel() == 0 or not (logits.dim() == 1 or (logits.dim() == 2 and logits.shape[1] == 2)):
+        raise ValueError(f"attacker logits must be (N, 2) or (N,) with N > 0, not {tuple(logits.shape)}")

@@ -9,13 +9,11 @@ from torch import Tensor, nn
 
 from lorica.config import Config
 
-INPUTS = Literal["error-map", "calibrated"]
-
 
 class ProxyConfig(Config):
     """The proxy attacker of the min-max objectives (paper, Appendix E)."""
 
-    input: INPUTS = Field(
+    input: Literal["error-map", "calibrated"] = Field(
         "error-map",
         description="error-map: the squared-error map at one random t (paper's code); calibrated: the map divided by "
         "the base model's expected loss at that t, with log loss ratio and t beside it",
@@ -32,7 +30,8 @@ class Proxy(nn.Module):
     Args:
         latent_shape: (C, h, w) of the maps.
         config: input form and dropout.
-        expected_loss: (T,) expected adaptation loss per timestep of the base model; used by the calibrated input.
+        expected_loss: (T,) expected adaptation loss per timestep of the base model, which the calibrated input
+            divides by; not looked at for error maps.
     """
 
     expected_loss: Tensor
@@ -40,7 +39,8 @@ class Proxy(nn.Module):
     def __init__(self, latent_shape: tuple[int, int, int], config: ProxyConfig, expected_loss: Tensor) -> None:
         super().__init__()
         self.calibrated = config.input == "calibrated"
-        self.register_buffer("expected_loss", expected_loss.float().clamp_min(1e-8), persistent=False)
+        # A buffer, so that it is in the checkpoint: a resumed run goes on with the very same numbers.
+        self.register_buffer("expected_loss", expected_loss.float().clamp_min(1e-8))
         width = math.prod(latent_shape) + (2 if self.calibrated else 0)
         self.layers = nn.Sequential(
             nn.Linear(width, 512), nn.ReLU(), nn.Dropout(config.dropout),
@@ -52,7 +52,8 @@ class Proxy(nn.Module):
         """Logits (B, 2) from maps (B, C, h, w) >= 0 taken at timesteps t (B,)."""
         x = error_map.float().flatten(1)
         if self.calibrated:
-            # At one random t the raw map says mostly which t it was; divided by what t explains, the rest is membership.
+            # At one random t the raw map says mostly which t it was; what is left after division by what t explains
+            # is what the picture explains.
             ratio = x / self.expected_loss[t].unsqueeze(1)
             level = ratio.mean(1, keepdim=True).clamp_min(1e-8).log()
             time = (t.float() / len(self.expected_loss)).unsqueeze(1)

@@ -1,11 +1,13 @@
-"""Checkpoints: everything a run needs to go on exactly where it was, in one file that appears whole or not at all."""
+"""Checkpoints: all that a run needs to go on exactly where it was, in one file that appears whole or not at all."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from lorica.adapt.proxy import Proxy
@@ -15,54 +17,106 @@ from lorica.errors import LoricaError
 
 @dataclass
 class State:
-    """The mutable parts of a run. Draws are functions of the step number, so no sampler is among them."""
+    """The mutable parts of a run. Draws are functions of the step number, so no sampler and no generator is among them.
+
+    Args:
+        parameters: of the LoRA.
+        optimiser: of the LoRA.
+        proxy: the attacker; None for objectives without one.
+        proxy_optimiser: of the attacker.
+        scaler: of fp16 gradients; disabled otherwise.
+        identity: {what: value} of things outside the configuration that must be the same for the run to go on, e.g.
+            {"base model": "3f2a..."}.
+    """
 
     parameters: list[nn.Parameter]
     optimiser: torch.optim.Optimizer
     proxy: Proxy | None
     proxy_optimiser: torch.optim.Optimizer | None
-    accelerator: Accelerator
+    scaler: torch.amp.GradScaler
+    identity: dict[str, str]
 
     def save(self, file: Path, step: int) -> None:
-        """Write the state after `step` completed steps."""
-        value: dict[str, Any] = {
-            "step": step,
-            "lora": [p.detach().cpu() for p in self.parameters],
-            "optimiser": self.optimiser.state_dict(),
-            "torch": torch.get_rng_state(),
-        }
+        """Write the state after `step` completed steps. The old file stays if that fails."""
+        tensors = {f"lora.{i}": p for i, p in enumerate(self.parameters)} | _moments("optimiser", self.optimiser)
         if self.proxy is not None and self.proxy_optimiser is not None:
-            value |= {"proxy": self.proxy.state_dict(), "proxy_optimiser": self.proxy_optimiser.state_dict()}
-        if self.accelerator.scaler is not None:
-            value["scaler"] = self.accelerator.scaler.state_dict()
-        write_with(file, lambda path: torch.save(value, path))
+            tensors |= {f"proxy.{name}": tensor for name, tensor in self.proxy.state_dict().items()}
+            tensors |= _moments("proxy_optimiser", self.proxy_optimiser)
+        header = {"step": step, "identity": self.identity, "scaler": self.scaler.state_dict()}
+        content = save(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            metadata={"lorica": json.dumps(header)},
+        )
+        write_with(file, lambda path: path.write_bytes(content))
 
     def load(self, file: Path) -> int:
         """Restore in place; returns the number of completed steps.
 
         Raises:
-            LoricaError: the file is damaged or belongs to a run of another shape.
+            LoricaError: the file is damaged, belongs to a run of another shape, or the base model, the pictures, the
+                captions or the number of processes are not those of the run.
         """
-        try:
-            value = torch.load(file, map_location="cpu", weights_only=True)
-            stored: list[Tensor] = value["lora"]
-            if [p.shape for p in stored] != [p.shape for p in self.parameters]:
-                raise ValueError("its LoRA has other shapes")
-            with torch.no_grad():
-                for parameter, tensor in zip(self.parameters, stored, strict=True):
-                    parameter.copy_(tensor)
-            self.optimiser.load_state_dict(value["optimiser"])
-            if self.proxy is not None and self.proxy_optimiser is not None:
-                self.proxy.load_state_dict(value["proxy"])
-                self.proxy_optimiser.load_state_dict(value["proxy_optimiser"])
-            if self.accelerator.scaler is not None:
-                self.accelerator.scaler.load_state_dict(value["scaler"])
-            torch.set_rng_state(value["torch"])
-            return int(value["step"])
-        except LoricaError:
-            raise
-        except Exception as error:
+        header = _header(file)
+        changed = [what for what, value in self.identity.items() if header["identity"].get(what) != value]
+        if changed:
             raise LoricaError(
-                f"checkpoint {file} cannot be used: {error}",
-                "Start again with --overwrite, or give the run's own configuration.",
-            ) from error
+                f"the run cannot go on where it was: another {' and '.join(changed)} than before",
+                "Restore what was, or start a new run in another folder.",
+            )
+        try:
+            tensors = load_file(file)
+            with torch.no_grad():
+                for i, parameter in enumerate(self.parameters):
+                    if parameter.shape != tensors[f"lora.{i}"].shape:
+                        raise ValueError("its LoRA has another shape")
+                    parameter.copy_(tensors[f"lora.{i}"])
+            _restore("optimiser", self.optimiser, tensors)
+            if self.proxy is not None and self.proxy_optimiser is not None:
+                self.proxy.load_state_dict(_under("proxy", tensors))
+                _restore("proxy_optimiser", self.proxy_optimiser, tensors)
+            self.scaler.load_state_dict(header["scaler"])
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            raise _unusable(file, error) from error
+        return int(header["step"])
+
+
+def completed_steps(file: Path) -> int:
+    """Steps that a checkpoint stands for; 0 where there is none.
+
+    Raises:
+        LoricaError: the file is damaged.
+    """
+    return int(_header(file)["step"]) if file.exists() else 0
+
+
+def _header(file: Path) -> dict[str, Any]:
+    try:
+        with safe_open(file, "pt") as reader:
+            header = json.loads(reader.metadata()["lorica"])
+        return {key: header[key] for key in ("step", "identity", "scaler")}
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise _unusable(file, error) from error
+
+
+def _moments(prefix: str, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    states: dict[int, dict[str, Tensor]] = optimiser.state_dict()["state"]
+    return {f"{prefix}.{i}.{name}": tensor for i, state in states.items() for name, tensor in state.items()}
+
+
+def _restore(prefix: str, optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in _under(prefix, tensors).items():
+        index, name = key.split(".")
+        states.setdefault(int(index), {})[name] = tensor
+    optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{prefix}."): tensor for key, tensor in tensors.items() if key.startswith(f"{prefix}.")}
+
+
+def _unusable(file: Path, error: Exception) -> LoricaError:
+    return LoricaError(
+        f"checkpoint {file} cannot be used: {type(error).__name__}: {error}",
+        "Start again with --overwrite, or give the run's own configuration.",
+    )

@@ -1,27 +1,29 @@
 """One step of the min-max game: the proxy attacker learns, then the LoRA (arXiv 2402.11989, algorithms 1 and 2).
 
-Passes per step, in units of one forward (F) or backward (B) over a batch of B pictures:
+Passes of the UNet per step, in units of one forward (F) or backward (B) over a batch of B pictures:
 
     lora                    1 F + 1 B
     shared draws            1 F + 1 B, and 2 F without graph for the proxy
     independent draws       2 F + 2 B in one call, and 2 F without graph
-    mi_gain: full           1 F + 1 B more, for the auxiliary non-members
+    mi_gain: full           1 F + 1 B more in the same call, for the auxiliary non-members
 """
 
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from lorica.adapt.config import AdaptConfig
-from lorica.adapt.draws import batch_rows, stable_seed, timesteps_and_noise
+from lorica.adapt.draws import places, rows, stable_seed, timesteps_and_noise
 from lorica.adapt.gain import mi_gain
 from lorica.adapt.objectives import OBJECTIVES
 from lorica.adapt.proxy import Proxy
 from lorica.diffusion import LatentDiffusion
+
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,21 @@ class Pools:
     aux_nonmembers: Pool
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Pictures of a pool (rows (N,), on the CPU), each with a timestep t (N,) and noise (N, C, h, w) on the device."""
+
+    pool: Pool
+    rows: Tensor
+    t: Tensor
+    noise: Tensor
+
+
 class Step:
     """Runs training steps. Holds no random state: step k is a function of the weights and k.
+
+    With several processes, each sees its own samples, and the means of gradients and logged numbers are exchanged
+    once per backward pass of either player. The modules themselves stay bare, so that one process alone can validate.
 
     Args:
         model: with the LoRA injected.
@@ -57,7 +72,7 @@ class Step:
         proxy: the attacker h; None for objectives without one.
         proxy_optimiser: of h.
         config: of the run.
-        accelerator: moves gradients between processes and scales them in fp16.
+        accelerator: connects the processes.
     """
 
     def __init__(
@@ -68,11 +83,21 @@ class Step:
         self.proxy, self.proxy_optimiser = proxy, proxy_optimiser
         self.config, self.accelerator = config, accelerator
         self.objective = OBJECTIVES[config.objective](config.lam, config.delta)
+        self.scaler = torch.amp.GradScaler(model.device.type, enabled=config.precision == "fp16")
+        self.finite = torch.ones((), dtype=torch.bool, device=model.device)
+        """Whether every loss and gradient so far was finite, the same on all processes; reading it waits for the GPU."""
+        adapted = (model.pipeline.unet, model.pipeline.text_encoder)
+        self._dropouts = [
+            module
+            for part in adapted
+            for name, module in part.named_modules()
+            if "lora_dropout" in name and isinstance(module, nn.Dropout)
+        ]
 
     def __call__(self, step: int) -> dict[str, Tensor]:
-        """Step `step` (from 0). Returns detached scalars on the device: loss, adaptation_loss, gain, proxy_gain."""
+        """Step `step` (from 0). Returns detached scalars on the device: loss, adaptation_loss, gain, proxy_gain, ..."""
         # Only dropout uses the global generator; seeding it here keeps a resumed run on the same track.
-        torch.manual_seed(stable_seed(self.config.seed, "dropout", step, self.accelerator.process_index))
+        _seed_global(self.model.device, stable_seed(self.config.seed, "dropout", step, self.accelerator.process_index))
         if self.proxy is None:
             return self.lora_step(step)
         if self.config.order == "paper":
@@ -82,109 +107,128 @@ class Step:
     def proxy_step(self, step: int) -> dict[str, Tensor]:
         """omega += eta_1 grad G(h_omega, S_aux, f): the attacker ascends on fresh auxiliary pictures."""
         assert self.proxy is not None and self.proxy_optimiser is not None
-        count = self.config.batch_size
-        gain = torch.zeros(())
+        self.proxy.requires_grad_(True)
+        values: dict[str, Tensor] = {}
         for inner in range(self.config.proxy.steps):
             index = step * self.config.proxy.steps + inner
-            members = self._rows(self.pools.aux_members, index)
-            nonmembers = self._rows(self.pools.aux_nonmembers, index)
-            t, noise = self._draw("proxy", index, 2 * count)
+            members = self._batch(self.pools.aux_members, index, "proxy")
+            nonmembers = self._batch(self.pools.aux_nonmembers, index, "proxy")
             with torch.no_grad():
-                maps = self._maps([(self.pools.aux_members, members, 1), (self.pools.aux_nonmembers, nonmembers, 1)], t, noise)
+                maps, t = self._maps([members, nonmembers])
             logits = self.proxy(maps, t)
-            gain = mi_gain(logits[:count], logits[count:])
-            self.proxy_optimiser.zero_grad(set_to_none=True)
+            gain = mi_gain(logits[: len(members.t)], logits[len(members.t) :])
             (-gain).backward()
-            self._average_proxy_gradients()
+            values = {"proxy_gain": gain.detach()}
+            self._average(self.proxy.parameters(), values)
             self.proxy_optimiser.step()
-        return {"proxy_gain": gain.detach()}
+            self.proxy_optimiser.zero_grad()
+        return values
 
     def lora_step(self, step: int) -> dict[str, Tensor]:
         """A, B -= eta_2 grad L, on a batch of D_tr."""
+        if self.proxy is not None:
+            self.proxy.requires_grad_(False)  # a fixed function here: no gradient is computed for its own weights
         parts = self.config.gradient_accumulation
-        totals: dict[str, Tensor] = {}
-        for part in range(parts):
-            with self._unsynchronised() if part < parts - 1 else nullcontext():
+        means: dict[str, Tensor] = {}
+        with self._lora_dropout():
+            for part in range(parts):
                 values = self._loss(step * parts + part)
-                self.accelerator.backward(values["loss"] / parts)
-            for name, value in values.items():
-                totals[name] = totals.get(name, 0) + value.detach() / parts
-        totals["grad_norm"] = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        return totals
+                self.scaler.scale(values["loss"] / parts).backward()
+                for name, value in values.items():
+                    means[name] = means.get(name, 0) + value.detach() / parts
+        self._average(self.parameters, means)
+        self.scaler.unscale_(self.optimiser)
+        means["grad_norm"] = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad()
+        self.finite = self.finite & means["loss"].isfinite()
+        if not self.scaler.is_enabled():  # an overflow in fp16 is what the scaler is for: it skips the step
+            self.finite = self.finite & means["grad_norm"].isfinite()
+        return means
 
     def _loss(self, index: int) -> dict[str, Tensor]:
-        count = self.config.batch_size
-        rows = self._rows(self.pools.train, index)
-        twice = self.proxy is not None and self.config.draws == "independent"
-        groups = [(self.pools.train, rows, 2 if twice else 1)]
-        if self.proxy is not None and self.config.mi_gain == "full":
-            groups.append((self.pools.aux_nonmembers, self._rows(self.pools.aux_nonmembers, index, "full"), 1))
-        t, noise = self._draw("train", index, count * sum(copies for _, _, copies in groups))
-        maps = self._maps(groups, t, noise)
-        adaptation_loss = maps[:count].mean()
+        """Loss, adaptation loss and MI gain of batch `index`, with graph."""
+        train = self._batch(self.pools.train, index, "train")
         if self.proxy is None:
+            adaptation_loss = self._maps([train])[0].mean()
             return {"loss": self.objective.loss(adaptation_loss, None), "adaptation_loss": adaptation_loss}
-        # The rows that the attacker sees: the same as L_ada's when draws are shared, their second copy otherwise.
-        seen = slice(count, None) if self.config.draws == "independent" else slice(None)
-        gain = self._gain(self._frozen_proxy(maps[seen], t[seen]), count)
+        count, batches = len(train.t), [train]
+        if self.config.draws == "independent":
+            again = self._batch(self.pools.train, index, "second draw")
+            batches.append(replace(train, t=again.t, noise=again.noise))
+        if self.config.mi_gain == "full":
+            batches.append(self._batch(self.pools.aux_nonmembers, index, "full gain"))
+        maps, t = self._maps(batches)
+        adaptation_loss = maps[:count].mean()
+        # The attacker sees L_ada's own maps when draws are shared, those of the second draw otherwise.
+        first = count if self.config.draws == "independent" else 0
+        gain = self._gain(self.proxy(maps[first:], t[first:]), count)
         return {
             "loss": self.objective.loss(adaptation_loss, gain),
             "adaptation_loss": adaptation_loss,
             "gain": gain,
         }
 
-    def _gain(self, logits: Tensor, count: int) -> Tensor:
+    def _gain(self, logits: Tensor, members: int) -> Tensor:
         if self.config.mi_gain == "full":
-            return mi_gain(logits[:count], logits[count:])
+            return mi_gain(logits[:members], logits[members:])
         gain = mi_gain(logits, None)
         return 2 * gain if self.config.mi_gain == "authors" else gain
 
-    def _frozen_proxy(self, maps: Tensor, t: Tensor) -> Tensor:
-        """The attacker as a fixed function: no gradient is computed for its own weights."""
-        assert self.proxy is not None
-        weights = {name: p.detach() for name, p in self.proxy.named_parameters()}
-        return functional_call(self.proxy, weights, (maps, t))
-
     # ----- drawing and mapping ----------------------------------------------------------------------------------
-    def _rows(self, pool: Pool, index: int, purpose: str = "") -> Tensor:
-        a = self.accelerator
-        rows = batch_rows(len(pool), pool.name + purpose, self.config.batch_size, index, self.config.seed, a.process_index, a.num_processes)
-        return rows.to(pool.latents.device, non_blocking=True)
+    def _batch(self, pool: Pool, index: int, purpose: str) -> Batch:
+        """Batch `index` of this process from the stream of samples for one purpose."""
+        a, seed, stream = self.accelerator, self.config.seed, f"{purpose}: {pool.name}"
+        where = places(self.config.batch_size, index, a.process_index, a.num_processes)
+        t, noise = timesteps_and_noise(where, self.model.latent_shape, self.model.train_timesteps, stream, seed)
+        return Batch(pool, rows(where, len(pool), stream, seed), self._send(t), self._send(noise))
 
-    def _draw(self, purpose: str, index: int, count: int) -> tuple[Tensor, Tensor]:
-        t, noise = timesteps_and_noise(
-            count, self.model.latent_shape, self.model.train_timesteps, purpose, index, self.config.seed,
-            self.accelerator.process_index,
-        )  # fmt: skip
-        device = self.model.device
-        return t.to(device, non_blocking=True), noise.to(device, non_blocking=True)
+    def _send(self, x: Tensor) -> Tensor:
+        """To the device without waiting for it, which takes pinned memory."""
+        return x.pin_memory().to(self.model.device, non_blocking=True) if self.model.device.type == "cuda" else x
 
-    def _maps(self, groups: list[tuple[Pool, Tensor, int]], t: Tensor, noise: Tensor) -> Tensor:
-        """Squared-error maps through one UNet call, of groups (pool, rows, copies); captions are encoded once."""
-        latents = torch.cat([pool.latents[rows] for pool, rows, copies in groups for _ in range(copies)])
-        contexts = [self._contexts(pool, rows).repeat(copies, 1, 1) for pool, rows, copies in groups]
-        return self.model.error_map(latents, t, noise, torch.cat(contexts))
+    def _maps(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+        """Squared-error maps (sum of N, C, h, w) in float32 through one UNet call, and their timesteps."""
+        latents = torch.cat([batch.pool.latents[self._send(batch.rows)] for batch in batches])
+        t, noise = torch.cat([batch.t for batch in batches]), torch.cat([batch.noise for batch in batches])
+        kind = AUTOCAST[self.config.precision]
+        with torch.autocast(self.model.device.type, dtype=kind, enabled=kind is not None):
+            return self.model.error_map(latents, t, noise, self._contexts(batches)), t
 
-    def _contexts(self, pool: Pool, rows: Tensor) -> Tensor:
-        if pool.contexts is not None:
-            return pool.contexts[rows]
-        return self.model.encode_captions([pool.captions[i] for i in rows.tolist()])
+    def _contexts(self, batches: Sequence[Batch]) -> Tensor:
+        """Caption embeddings; where the text encoder is trained, each different caption goes through it once."""
+        cached = [batch.pool.contexts[self._send(batch.rows)] for batch in batches if batch.pool.contexts is not None]
+        if cached:
+            return torch.cat(cached)
+        captions = [batch.pool.captions[row] for batch in batches for row in batch.rows.tolist()]
+        place = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
+        return self.model.encode_captions(list(place))[self._send(torch.tensor([place[c] for c in captions]))]
 
-    def _average_proxy_gradients(self) -> None:
-        assert self.proxy is not None
+    # ----- around the passes ------------------------------------------------------------------------------------
+    @contextmanager
+    def _lora_dropout(self) -> Iterator[None]:
+        """Dropout of the LoRA inputs, in the LoRA step alone: the attacker and the validation see the model as it is."""
+        for module in self._dropouts:
+            module.train()
+        try:
+            yield
+        finally:
+            for module in self._dropouts:
+                module.eval()
+
+    def _average(self, parameters: Iterator[nn.Parameter] | list[nn.Parameter], numbers: dict[str, Tensor]) -> None:
+        """Replace gradients and numbers by their means over all processes, in one exchange."""
         if self.accelerator.num_processes == 1:
             return
-        gradients = [p.grad for p in self.proxy.parameters() if p.grad is not None]
-        flat = self.accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "mean")
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+        local = [p.grad for p in parameters if p.grad is not None] + list(numbers.values())
+        flat = self.accelerator.reduce(torch.cat([x.flatten() for x in local]), "mean")
+        for x, mean in zip(local, flat.split([x.numel() for x in local]), strict=True):
+            x.copy_(mean.view_as(x))
 
-    def _unsynchronised(self) -> ExitStack:
-        """Leave out the exchange of gradients between processes until the last accumulated batch."""
-        stack = ExitStack()
-        for module in (self.model.unet, self.model.text_encoder):
-            if isinstance(module, nn.parallel.DistributedDataParallel):
-                stack.enter_context(self.accelerator.no_sync(module))
-        return stack
+
+def _seed_global(device: torch.device, seed: int) -> None:
+    """`torch.manual_seed` for one device: the original formats a stack trace for every absent backend."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)

@@ -151,7 +151,7 @@ class MembershipScores:
         level: float = 0.95,
         threshold: float | None = None,
         fpr: float | None = None,
-        resamples: int = 2000,
+        resamples: int = 1000,
         seed: int = 0,
     ) -> Interval:
         """A confidence interval for the value that infinitely many pictures of the same kind would give.

@@ -1,13 +1,6 @@
-"""The plots of the report: pure functions from runs to Plotly figures, in one visual language.
-
-A run keeps its colour, dash and marker in every plot, so that it is found again at a glance, also by a reader who sees
-no colour. Figures carry the colours of a light page; `DARK` says what the page puts in their place after dark.
-"""
+"""The plots of the report: pure functions from runs to Plotly figures; None where there is nothing to draw."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from html import escape
-from itertools import cycle
 from typing import Any, Literal
 
 import numpy as np
@@ -16,59 +9,12 @@ from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from lorica.audit.score import MembershipScores
+from lorica.report.look import INK, MUTED, SHADE, SPARE, Look, dress, faded, looks, plain, titled
 from lorica.report.run import Estimate, ReportRun, finite
 
 Array = NDArray[np.float64]
 
-INK, MUTED, GRID, SHADE, SURFACE = "#1f2a37", "#566374", "#e4e8ee", "#eef1f5", "#ffffff"
-_NEUTRAL = {INK: "#e8ebf0", MUTED: "#a3aebd", GRID: "#303843", SHADE: "#262d37", SURFACE: "#1b2028"}
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 QUALITY = {"validation_loss": "Validation loss", "kid": "KID", "fid": "FID"}  # all better when lower
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a run is drawn in every plot and table."""
-
-    light: str
-    dark: str
-    dash: str
-    symbol: str
-
-
-_KNOWN = {
-    "base": Look("#66717f", "#9aa6b5", "longdashdot", "x"),
-    "lora": Look("#c2521b", "#f29559", "solid", "circle"),
-    "mp-lora": Look("#85479f", "#cb9ae0", "dot", "diamond"),
-    "smp-lora": Look("#1f68ad", "#6fb1f0", "dash", "square"),
-}
-_SPARE = (
-    Look("#2c7a52", "#6cc79a", "dashdot", "triangle-up"),
-    Look("#96700f", "#dcb54a", "9px,4px", "cross"),
-    Look("#b0336b", "#f088b4", "12px,4px,2px,4px,2px,4px", "star"),
-    Look("#4a54b8", "#9aa4f5", "2px,6px", "hexagon"),
-    Look("#117a83", "#55c3cc", "16px,8px", "triangle-down"),
-    Look("#7a5a3a", "#c9a27c", "8px,3px,2px,3px", "bowtie"),
-)
-
-
-def faded(colour: str) -> str:
-    """The translucent form of a hex colour, for areas."""
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.5)"
-
-
-_EVERY = (*_KNOWN.values(), *_SPARE)
-DARK: dict[str, str] = (
-    _NEUTRAL | {look.light: look.dark for look in _EVERY} | {faded(look.light): faded(look.dark) for look in _EVERY}
-)
-
-
-def looks(runs: Sequence[ReportRun]) -> list[Look]:
-    """One look per run: the objective's own for the first run of it, spare ones for the others."""
-    free = dict(_KNOWN)
-    spare = cycle(_SPARE)
-    return [free.pop(run.objective, None) or next(spare) for run in runs]
 
 
 def scores(run: ReportRun, attack: str) -> MembershipScores | None:
@@ -93,7 +39,7 @@ def roc(runs: Sequence[ReportRun], scale: Literal["log", "linear"]) -> go.Figure
             if measured is None:
                 continue
             strongest = attack == run.worst
-            own = look if several or strongest else _SPARE[rank % len(_SPARE)]
+            own = look if several or strongest else SPARE[rank % len(SPARE)]
             alone = {"color": own.light, "dash": own.dash, "width": 3}
             thin = {"color": own.light, "dash": "solid", "width": 1.3} if several else alone | {"width": 2}
             false, true = corners(*measured.roc()[:2])
@@ -135,10 +81,10 @@ def roc(runs: Sequence[ReportRun], scale: Literal["log", "linear"]) -> go.Figure
             "tickvals": ticks,
             "ticktext": [f"{100 * tick:g}%" for tick in ticks],
         }
-    return _dress(
+    return dress(
         figure,
-        x=axis | {"title": _titled("False alarms among non-members")},
-        y={"range": [0, 1.01], "tickformat": ".0%", "title": _titled("Members found")},
+        x=axis | {"title": titled("False alarms among non-members")},
+        y={"range": [0, 1.01], "tickformat": ".0%", "title": titled("Members found")},
     )
 
 
@@ -151,7 +97,7 @@ def histogram(run: ReportRun, attack: str, look: Look) -> go.Figure | None:
     if measured is None:
         return None
     both = np.concatenate([measured.members, measured.nonmembers])
-    # Heavy tails (loss ratios have them) would squeeze the bulk into two bars: the outermost bins take what lies beyond.
+    # Heavy tails, as of loss ratios, would squeeze the bulk into two bars: the outermost bins hold what lies beyond.
     low, high = np.quantile(both, [0.005, 0.995])
     if low == high:
         low, high = low - 0.5, high + 0.5
@@ -175,13 +121,12 @@ def histogram(run: ReportRun, attack: str, look: Look) -> go.Figure | None:
     threshold = finite(run.part("attacks", attack, "asr").get("threshold"))
     if threshold is not None and low <= threshold <= high:
         figure.add_vline(x=threshold, line={"color": MUTED, "width": 1.4, "dash": "dash"})
-        figure.add_annotation(
-            x=threshold, y=1, yref="paper", yanchor="bottom", text="threshold", showarrow=False, font={"size": 11, "color": MUTED}
-        )
-    return _dress(
+        note = {"text": "threshold", "showarrow": False, "font": {"size": 11, "color": MUTED}}
+        figure.add_annotation(note, x=threshold, y=1, yref="paper", yanchor="bottom")
+    return dress(
         figure,
-        x={"title": _titled("Score (higher: more member-like)"), "nticks": 6},
-        y={"title": _titled("Share of group"), "tickformat": ".0%", "rangemode": "tozero"},
+        x={"title": titled("Score (higher: more member-like)"), "nticks": 6},
+        y={"title": titled("Share of group"), "tickformat": ".0%", "rangemode": "tozero"},
         legend=False,
         top=24,
     )
@@ -215,14 +160,16 @@ def training(runs: Sequence[ReportRun]) -> go.Figure | None:
                 col=1,
             )
     figure.add_hline(y=0, line={"color": MUTED, "width": 1.4, "dash": "2px,3px"}, row=2, col=1)
-    _dress(figure, x={}, y={})
-    figure.update_yaxes(title=_titled("Adaptation loss"), row=1, col=1)
-    figure.update_yaxes(title=_titled("Gap"), row=2, col=1)
-    figure.update_xaxes(title=_titled("Training step"), row=2, col=1)
+    dress(figure, x={}, y={})
+    figure.update_yaxes(title=titled("Adaptation loss"), row=1, col=1)
+    figure.update_yaxes(title=titled("Gap"), row=2, col=1)
+    figure.update_xaxes(title=titled("Training step"), row=2, col=1)
     return figure
 
 
-def tradeoff(points: Sequence[tuple[ReportRun, Estimate, Estimate]], axis: str, styles: Sequence[Look]) -> go.Figure | None:
+def tradeoff(
+    points: Sequence[tuple[ReportRun, Estimate, Estimate]], axis: str, styles: Sequence[Look]
+) -> go.Figure | None:
     """Quality against privacy, one point per run with its intervals; None for fewer than two points.
 
     Args:
@@ -231,38 +178,38 @@ def tradeoff(points: Sequence[tuple[ReportRun, Estimate, Estimate]], axis: str, 
         styles: the look of each point's run.
     """
     known = [
-        (run, quality, auc, look)
+        (plain(run.label), look, quality, auc, quality.value, auc.value)
         for (run, quality, auc), look in zip(points, styles, strict=True)
         if quality.value is not None and auc.value is not None
     ]
     if len(known) < 2:
         return None
-    least, most = (pick(quality.value for _, quality, _, _ in known) for pick in (min, max))
+    least, most = (pick(x for *_, x, _ in known) for pick in (min, max))
     figure = go.Figure()
-    for run, quality, auc, look in known:
+    for label, look, quality, auc, x, y in known:
         figure.add_scatter(
-            x=[quality.value],
-            y=[auc.value],
+            x=[x],
+            y=[y],
             error_x=_error_bar(quality, look),
             error_y=_error_bar(auc, look),
             mode="markers+text",
-            name=plain(run.label),
-            text=[plain(run.label)],
-            textposition="top right" if quality.value <= (least + most) / 2 else "top left",
+            name=label,
+            text=[label],
+            textposition="top right" if x <= (least + most) / 2 else "top left",
             textfont={"color": look.light, "size": 14},
             marker={"color": look.light, "symbol": look.symbol, "size": 12},
-            hovertemplate=f"{plain(run.label)}<br>{axis} %{{x:.4g}}<br>AUC %{{y:.3f}}<extra></extra>",
+            hovertemplate=f"{label}<br>{axis} %{{x:.4g}}<br>AUC %{{y:.3f}}<extra></extra>",
             cliponaxis=False,
         )
     figure.add_hline(y=0.5, line={"color": MUTED, "width": 1.4, "dash": "2px,3px"})
     pad = 0.2 * (most - least) or 0.1 * abs(most) or 1.0
-    lowest = min([0.45, *(auc.low for _, _, auc, _ in known if auc.low is not None)])
+    lowest = min([0.45, *(auc.low for _, _, _, auc, _, _ in known if auc.low is not None)])
     ticks = [tenth / 10 for tenth in range(11)]
-    return _dress(
+    return dress(
         figure,
-        x={"title": _titled(f"{axis} (better to the left)"), "range": [least - pad, most + pad]},
+        x={"title": titled(f"{axis} (better to the left)"), "range": [least - pad, most + pad]},
         y={
-            "title": _titled("AUC of the strongest attack"),
+            "title": titled("AUC of the strongest attack"),
             "range": [lowest - 0.05, 1.03],
             "tickvals": ticks,
             "ticktext": ["chance 0.5" if tick == 0.5 else f"{tick:g}" for tick in ticks],
@@ -280,11 +227,6 @@ def corners(false: Array, true: Array) -> tuple[Array, Array]:
     return false[keep], true[keep]
 
 
-def plain(text: str) -> str:
-    """Plotly reads markup in names and labels, links included: hostile text must arrive as text."""
-    return escape(text).replace("%{", "%&#123;")
-
-
 def _on_axis(false: Array, scale: str, floor: float) -> list[float]:
     """A logarithmic axis has no zero: what lies there is drawn at the left edge."""
     return (np.maximum(false, floor) if scale == "log" else false).tolist()
@@ -295,36 +237,3 @@ def _error_bar(estimate: Estimate, look: Look) -> dict[str, Any] | None:
         return None
     above, below = estimate.high - estimate.value, estimate.value - estimate.low
     return {"array": [above], "arrayminus": [below], "color": look.light, "thickness": 1.6, "width": 5}
-
-
-def _titled(text: str) -> dict[str, Any]:
-    return {"text": text, "standoff": 12, "font": {"size": 13, "color": MUTED}}
-
-
-def _dress(figure: go.Figure, *, x: dict[str, Any], y: dict[str, Any], legend: bool = True, top: int = 8) -> go.Figure:
-    """The calm common to all plots: hairline grid, no frame, the page's own background."""
-    axis = {
-        "gridcolor": GRID,
-        "zeroline": False,
-        "linecolor": GRID,
-        "tickcolor": GRID,
-        "automargin": True,
-        "tickangle": 0,
-        "tickfont": {"size": 12, "color": MUTED},
-    }
-    figure.update_layout(
-        template="none",
-        font={"family": FONT, "size": 13, "color": INK},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 8, "r": 24, "t": top, "b": 8},
-        showlegend=legend,
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0, "font": {"size": 13}},
-        hoverlabel={"bgcolor": SURFACE, "bordercolor": GRID, "font": {"color": INK, "family": FONT}},
-        hovermode="closest",
-        modebar={"bgcolor": "rgba(0,0,0,0)", "color": MUTED, "activecolor": INK},
-        dragmode=False,
-    )
-    figure.update_xaxes(**axis, **x)
-    figure.update_yaxes(**axis, **y)
-    return figure

@@ -5,10 +5,11 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -18,6 +19,7 @@ from plotly.offline import get_plotlyjs
 from lorica.artefacts import write_text
 from lorica.errors import LoricaError
 from lorica.report import figures, words
+from lorica.report.look import DARK, looks
 from lorica.report.run import Estimate, ReportRun, finite
 
 _PICTURE_SIDE = 384  # longest side of an embedded picture; enough to look at, and a page stays a few megabytes
@@ -90,16 +92,34 @@ def build(runs: Sequence[ReportRun], *, title: str, command: str, output: Path) 
     """
     if not runs:
         raise LoricaError("a report needs at least one result", "Give the folder of an audit.")
-    runs = _with_base(runs)
+    runs = _complete(runs)
     page = _render(runs, title, command)
     # Names may hold bytes that no encoding knows (surrogates); the page must not fail on them.
     write_text(output, page.encode("utf-8", "replace").decode("utf-8"))
     return output
 
 
-def _with_base(runs: Sequence[ReportRun]) -> list[ReportRun]:
-    known = all(run.attacks for run in runs) and any(run.part("controls", "base") for run in runs)
-    return [ReportRun("Base model"), *runs] if known else list(runs)
+def _complete(runs: Sequence[ReportRun]) -> list[ReportRun]:
+    """Tell equal labels apart, and gather what the other runs know of the base model."""
+    labels = [run.label for run in runs]
+    named = [
+        replace(run, label=f"{run.label} ({labels[: index + 1].count(run.label)})")
+        if labels.count(run.label) > 1
+        else run
+        for index, run in enumerate(runs)
+    ]
+    if any(run.part("controls", "base") for run in runs) and not any(run.objective == "base" for run in runs):
+        named.insert(0, ReportRun("Base model"))
+    # Before its first step a LoRA is the base model.
+    untrained = [run.validated[0]["val_nonmember"] for run in runs if run.validated and not run.validated[0]["step"]]
+    if not untrained or not np.allclose(untrained, untrained[0], rtol=1e-4):
+        return named
+    return [
+        replace(run, quality={"validation_loss": untrained[0]} | (run.quality or {}))
+        if run.objective == "base"
+        else run
+        for run in named
+    ]
 
 
 def _render(runs: list[ReportRun], title: str, command: str) -> str:
@@ -122,6 +142,7 @@ def _render(runs: list[ReportRun], title: str, command: str) -> str:
         title=title,
         command=command,
         headline=words.headline(audited),
+        level=words.level(audited),
         doubts=words.doubts(audited),
         runs=runs,
         audited=[(index, run) for index, run in enumerate(runs) if run.attacks],
@@ -141,9 +162,9 @@ def _render(runs: list[ReportRun], title: str, command: str) -> str:
         facts=_facts(audited),
         settings=[(run.label, _yaml(run)) for run in audited],
         caveats=words.caveats(runs),
-        looks=figures.looks(runs),
+        looks=looks(runs),
         plots=plots,
-        data=inline_json({"figures": plots, "dark": figures.DARK}),
+        data=inline_json({"figures": plots, "dark": DARK}),
         style=Markup(style),
         scripts=scripts,
         allowed=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),
@@ -159,10 +180,10 @@ def quality(run: ReportRun, measure: str) -> Estimate:
 def _strongest(run: ReportRun, index: int, runs: Sequence[ReportRun]) -> Row:
     if run.worst is not None:
         return Row(run, index, run.worst, run.auc(run.worst), run.part("attacks", run.worst))
-    for other in runs:  # the base model: the attack that was strongest on the first LoRA, so not chosen by its result
-        control = other.part("controls", "base", str(other.worst))
-        if control:
-            return Row(run, index, other.worst, Estimate.of(control.get("auc")), {})
+    for other in runs:  # the base model: the attack that is strongest on the first LoRA, so not chosen by its result
+        for attack in other.attacks:
+            if control := other.part("controls", "base", attack):
+                return Row(run, index, attack, Estimate.of(control.get("auc")), {})
     return Row(run, index, None, Estimate(), {})
 
 
@@ -182,7 +203,7 @@ def _every_attack(runs: Sequence[ReportRun]) -> list[tuple[str, dict[str, Any], 
 
 def _plots(runs: Sequence[ReportRun], strongest: Sequence[Row]) -> dict[str, Any]:
     """Every figure of the page by the key under which the template asks for it; absent where there is no data."""
-    styles = figures.looks(runs)
+    styles = looks(runs)
     drawn = {"roc/log": figures.roc(runs, "log"), "roc/linear": figures.roc(runs, "linear")}
     for index, run in enumerate(runs):
         for attack in run.attacks:
@@ -248,6 +269,9 @@ def _facts(audited: Sequence[ReportRun]) -> list[tuple[str, list[str]]]:
         ("Seed", ("provenance", "seed")),
         *[(key.capitalize(), ("provenance", "hardware", key)) for key in ("device", "processor", "cores", "system")],
     ]
+    known = {path[-1] for _, path in wanted}
+    more = dict.fromkeys(key for run in audited for key in run.part("target") if key not in known)
+    wanted += [(str(key).replace("_", " ").capitalize(), ("target", key)) for key in more]
     packages = sorted({name for run in audited for name in run.part("provenance", "versions")})
     wanted += [(name, ("provenance", "versions", name)) for name in packages]
     facts = [(name, [_shown(run.part(*path[:-1]).get(path[-1])) for run in audited]) for name, path in wanted]

@@ -31,7 +31,7 @@ class Estimate:
 
     @classmethod
     def of(cls, raw: Any) -> "Estimate":
-        """Read `{"value", "low", "high"}`, `{"value", "std"}` (one standard deviation either side) or a bare number."""
+        """Read `{"value", "low", "high"}`, `{"value", "std"}` (one deviation either side) or a bare number."""
         if not isinstance(raw, dict):
             return cls(finite(raw))
         value, spread = finite(raw.get("value")), finite(raw.get("std"))
@@ -72,12 +72,13 @@ class ReportRun:
 
     @property
     def objective(self) -> str:
-        """What decides the look of the run: the objective it was trained with, "base" without an audit, or the label."""
-        return str(self.part("target").get("objective") or (self.label.lower() if self.audit else "base"))
+        """What decides the look of the run: the objective of its training, "base" without a LoRA, or its label."""
+        target = self.part("target")
+        return str(target.get("objective") or (self.label.lower() if target.get("lora") else "base"))
 
     @property
     def attacks(self) -> list[str]:
-        """Names of the attacks, strongest first; an inverted ranking (AUC far below 0.5) is as strong as a right one."""
+        """Names of the attacks, strongest first. An inverted ranking (AUC far below 0.5) is strong as well."""
         return sorted(self.part("attacks"), key=lambda name: -(self.strength(name) or 0.0))
 
     def auc(self, attack: str) -> Estimate:

@@ -1,4 +1,4 @@
-"""The sentences of the report: headline, doubts, controls and caveats. They restate the audit and judge nothing anew."""
+"""The sentences of the report: headline, doubts, controls, caveats. They restate the audit and judge nothing anew."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -16,12 +16,13 @@ _UNTESTED = {
 
 @dataclass(frozen=True)
 class Control:
-    """A check on the audit itself. `passed` is None where it was not run."""
+    """A check on the audit itself. `passed` is None where it was not run; `method` says how it was made."""
 
     runs: tuple[str, ...]
     name: str
     passed: bool | None
     text: str
+    method: str = ""
 
 
 def headline(runs: Sequence[ReportRun]) -> str:
@@ -59,8 +60,7 @@ def _blind(run: ReportRun) -> Control:
     fair = blind.get("fair")
     if not isinstance(fair, bool):
         return Control((run.label,), name, None, "Not run: nothing shows that the split is fair.")
-    how = f"{blind['method']}: " if blind.get("method") else ""
-    shown = f"({how}AUC {interval(Estimate.of(blind.get('auc')))})"
+    shown = f"(AUC {interval(Estimate.of(blind.get('auc')))})"
     if fair:
         text = f"Without the model, members could not be told from non-members {shown}: the split looks fair."
     else:
@@ -68,7 +68,7 @@ def _blind(run: ReportRun) -> Control:
             f"Members can be told from non-members without the model {shown}: the groups differ by themselves, "
             "so that the attacks may see this difference and not the training."
         )
-    return Control((run.label,), name, fair, text)
+    return Control((run.label,), name, fair, text, str(blind.get("method") or ""))
 
 
 def _negative(run: ReportRun) -> Control:
@@ -93,14 +93,17 @@ def caveats(runs: Sequence[ReportRun]) -> list[str]:
     audited = [run for run in runs if run.attacks]
     if not audited:
         return []
-    warned = [(run.label, text) for run in audited for text in run.audit.get("warnings") or []]
-    texts = list(dict.fromkeys(text for _, text in warned))
+    warned = [(run.label, str(text)) for run in runs for text in _warnings(run)]
     found = []
-    for text in texts:
+    for text in dict.fromkeys(text for _, text in warned):
         labels = [label for label, other in warned if other == text]
-        found.append(str(text) if len(labels) == len(audited) else f"{listed(labels)}: {text}")
+        found.append(text if len(labels) >= len(audited) else f"{listed(labels)}: {text}")
     skipped = [f"{c.name} of {listed(c.runs)}: {c.text}" for c in controls(audited) if c.passed is None]
     return [*found, *skipped, *_standing(audited, runs)]
+
+
+def _warnings(run: ReportRun) -> list[str]:
+    return [*(run.audit.get("warnings") or []), *((run.quality or {}).get("warnings") or [])]
 
 
 def _standing(audited: Sequence[ReportRun], runs: Sequence[ReportRun]) -> Iterable[str]:
@@ -111,12 +114,13 @@ def _standing(audited: Sequence[ReportRun], runs: Sequence[ReportRun]) -> Iterab
     )
     if len(tried) > 1:
         yield (
-            f"The verdict takes the strongest of {len(tried)} attacks, chosen after seeing the results: the largest of "
-            "several estimates is a little too large on average, and its interval does not account for the choice."
+            f"The figures on top are those of the strongest of {len(tried)} attacks, chosen after seeing the results: "
+            "the largest of several estimates is a little too large on average, and the intervals shown do not "
+            "account for the choice."
         )
-    counts = {finite(run.part("counts").get("test_nonmembers")) for run in audited} - {None}
+    counts = _known(audited, "counts", "test_nonmembers")
     if counts:
-        yield _resolution(int(min(counts)))  # type: ignore[type-var]
+        yield _resolution(int(min(counts)))
     seeds = {run.part("provenance").get("seed") for run in audited} - {None}
     if len(seeds) == 1:
         yield (
@@ -131,10 +135,10 @@ def _standing(audited: Sequence[ReportRun], runs: Sequence[ReportRun]) -> Iterab
             if len(steps) == 1
             else "The methods were not trained for the same number of steps: fewer steps alone leak less."
         )
-    epochs = {finite(run.part("target").get("steps_per_picture")) for run in audited} - {None}
+    epochs = _known(audited, "target", "steps_per_picture")
     if epochs:
         yield (
-            f"Each picture was trained on about {max(epochs):.0f} times. Leakage grows with this number; results do "  # type: ignore[type-var]
+            f"Each picture was trained on about {max(epochs):.0f} times. Leakage grows with this number; results do "
             "not carry over to shorter or longer training."
         )
     if any(run.quality and run.quality.get("comparable") is False for run in runs):
@@ -142,6 +146,11 @@ def _standing(audited: Sequence[ReportRun], runs: Sequence[ReportRun]) -> Iterab
             "KID and FID were computed with a feature extractor other than the published Inception network. They rank "
             "the methods on this page and compare with no number elsewhere."
         )
+
+
+def _known(runs: Iterable[ReportRun], section: str, key: str) -> list[float]:
+    values = (finite(run.part(section).get(key)) for run in runs)
+    return [value for value in values if value is not None]
 
 
 def _not_tried(tried: Sequence[str]) -> str:
@@ -157,6 +166,12 @@ def _resolution(nonmembers: int) -> str:
     at = nonmembers // 100
     rests = f"rests on {at} of them" if at else "is in truth taken at no false alarm at all"
     return f"{text}. The share found at 1% false alarms {rests}; a steady figure needs {wanted:,} or more."
+
+
+def level(runs: Sequence[ReportRun]) -> str:
+    """The confidence level of the intervals, such as 95%."""
+    levels = {finite(run.part("attacks", attack, "auc").get("level")) for run in runs for attack in run.attacks}
+    return listed(f"{100 * value:g}%" for value in sorted(value for value in levels if value is not None) or [0.95])
 
 
 def listed(names: Iterable[str]) -> str:

@@ -26,7 +26,7 @@
     }
     // Printing lays the page out anew without telling the plots: give them the width of a sheet beforehand.
     if (onPaper) copy.layout.width = plot.classList.contains("tall") ? 630 : 290;
-    const displayModeBar = plot.classList.contains("tall") && plot.clientWidth > 600 && !onPaper && "hover";
+    const displayModeBar = plot.classList.contains("tall") && "hover";
     return Plotly.react(plot, copy.data, copy.layout, { responsive: true, displaylogo: false, displayModeBar, modeBarButtons: tools });
   };
 

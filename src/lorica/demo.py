@@ -1,0 +1,154 @@
+"""`lorica demo`: the main job from end to end on the built-in private set, in minutes and without a network.
+
+Draws a cohort of imaginary people, adapts the built-in model to the members with each objective for the same number
+of steps, audits every LoRA and the base model, draws pictures with all of them and writes one report.
+"""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from rich.table import Table
+
+from lorica import adapt, audit, generate, report
+from lorica.adapt import AdaptConfig
+from lorica.artefacts import prepare_output, provenance, write_json
+from lorica.audit import AuditConfig
+from lorica.config import Config, load
+from lorica.data.cohort import write_cohort
+from lorica.generate import GenerateConfig
+from lorica.progress import console
+
+DEMO_FILE = "demo.json"
+STARTS = {"members": 0, "nonmembers": 1_000_000, "reference": 2_000_000}  # disjoint people of the same population
+
+
+class DemoConfig(Config):
+    """Adapt, audit and report on the built-in private set of imaginary people: see a LoRA betray its members."""
+
+    output: Path = Field(Path("runs/demo"), description="folder for everything")
+    members: int = Field(64, ge=8, description="people that the LoRAs are trained on")
+    nonmembers: int = Field(264, ge=8, description="people of the same population that they are not trained on")
+    methods: dict[str, dict[str, Any]] = Field(
+        {"LoRA": {"objective": "lora"}, "SMP-LoRA": {"objective": "smp-lora"}},
+        description="settings of `lorica adapt` for each method that is compared",
+    )
+    steps: int = Field(1000, ge=1, description="optimiser steps of every method")
+    batch_size: int = Field(16, ge=1, description="pictures per step")
+    learning_rate: float = Field(1e-3, gt=0, description="of the LoRA")
+    rank: int = Field(16, ge=1, description="of the LoRA, with alpha equal to it")
+    pictures: int = Field(64, ge=8, description="pictures drawn with every model")
+    seed: int = Field(0, ge=0, description="of everything")
+    device: str | None = Field(None, description="cpu or cuda; picks cuda where there is one")
+    overwrite: bool = Field(False, description="start again; otherwise finished parts of OUTPUT are kept")
+
+
+def run(config: DemoConfig) -> dict[str, Any]:
+    """Run what is missing of the demo; the same as `lorica demo`.
+
+    Returns:
+        The contents of OUTPUT/demo.json: one row of figures per method, with provenance.
+    """
+    prepare_output(config.output, marker=DEMO_FILE, resume=True)
+    people = {
+        "members": write_cohort(config.output / "people" / "members", config.members, config.seed, STARTS["members"]),
+        "nonmembers": write_cohort(
+            config.output / "people" / "nonmembers", config.nonmembers, config.seed, STARTS["nonmembers"]
+        ),
+        "reference": write_cohort(config.output / "people" / "reference", config.nonmembers, config.seed, STARTS["reference"]),
+    }
+    captions = tuple(file.read_text(encoding="utf-8").strip() for file in sorted(people["reference"].glob("*.txt")))
+    runs = [_drawn_by_base(config, people["reference"], captions)]
+    for label, settings in config.methods.items():
+        console.rule(label)
+        runs.append(_method(config, label, settings, people, captions))
+    rows = [_row(found) for found in runs]
+    result = provenance(config.model_dump(mode="json"), config.seed) | {"rows": rows}
+    write_json(config.output / DEMO_FILE, result)
+    page = report.build(runs, title="Private adaptation: what the LoRA gives away", command=_command(), output=config.output / "report.html")
+    _print(rows)
+    console.print(f"Report: {page}")
+    return result
+
+
+def _method(
+    config: DemoConfig, label: str, settings: dict[str, Any], people: dict[str, Path], captions: tuple[str, ...]
+) -> report.ReportRun:
+    folder = config.output / label.lower().replace(" ", "-")
+    cache = config.output / "cache"
+    defaults = {
+        "data": people["members"], "output": folder, "steps": config.steps, "batch_size": config.batch_size,
+        "learning_rate": config.learning_rate, "seed": config.seed, "device": config.device, "cache": cache,
+        "lora.rank": config.rank, "lora.alpha": config.rank, "split.nonmembers": people["nonmembers"],
+        "validate_every": max(1, config.steps // 10), "sample_every": config.steps, "keep_checkpoints": False,
+        "resume": True, "overwrite": config.overwrite,
+    }  # fmt: skip
+    adapt.run(load(AdaptConfig, options=defaults | settings))
+    found = audit.run(
+        AuditConfig(output=folder / "audit", lora=folder, seed=config.seed, device=config.device, cache=cache, batch_size=64, overwrite=config.overwrite)
+    )
+    console.print(found["verdict"]["text"])
+    pictures = _draw(config, folder, folder, people["reference"], captions)
+    return _report_run(label, found, folder, pictures)
+
+
+def _drawn_by_base(config: DemoConfig, reference: Path, captions: tuple[str, ...]) -> report.ReportRun:
+    return _report_run("Base model", {}, config.output / "base", _draw(config, None, config.output / "base", reference, captions))
+
+
+def _draw(config: DemoConfig, lora: Path | None, folder: Path, reference: Path, captions: tuple[str, ...]) -> dict[str, Any]:
+    """Pictures of people that no model was trained on: captions and FID/KID reference are fresh draws."""
+    return generate.run(
+        GenerateConfig(
+            output=folder / "pictures", lora=lora, captions=list(captions[: config.pictures]), seed=config.seed,
+            steps=20, guidance=2.0, batch_size=32, reference=reference, device=config.device,
+            resume=not config.overwrite, overwrite=config.overwrite,
+        )
+    )  # fmt: skip
+
+
+def _report_run(label: str, found: dict[str, Any], folder: Path, drawn: dict[str, Any], shown: int = 8) -> report.ReportRun:
+    metrics = folder / "metrics.jsonl"
+    return report.ReportRun(
+        label=label, audit=found, quality=drawn["quality"],
+        metrics=[json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else [],
+        samples=sorted((folder / "pictures" / "pictures").glob("*.png"))[:shown],
+        captions=drawn["request"]["captions"][:shown],
+    )  # fmt: skip
+
+
+def _row(found: report.ReportRun) -> dict[str, Any]:
+    """The figures of one method: its strongest attack by AUC, quality and validation loss."""
+    worst = found.worst
+    attack = found.audit["attacks"][worst] if worst else None
+    quality = found.quality or {}
+    return {
+        "method": found.label,
+        "val_nonmember": found.validation_loss,
+        "fid": quality.get("fid"),
+        "kid": quality.get("kid"),
+        "attack": worst,
+        "auc": attack and attack["auc"],
+        "asr": attack and attack["asr"],
+        "tpr": attack and attack["tpr"],
+    }
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    table = Table("method", "validation loss", "FID*", "KID*", "strongest attack", "ASR", "AUC [95 %]", "TPR@5%FPR")
+    for row in rows:
+        figures = ["-"] * 4
+        if row["attack"]:
+            auc = row["auc"]
+            figures = [row["attack"], f"{row['asr']['value']:.3f}", f"{auc['value']:.3f} \\[{auc['low']:.3f}, {auc['high']:.3f}]", f"{row['tpr']['0.05']['value']:.3f}"]
+        loss = f"{row['val_nonmember']:.4f}" if row["val_nonmember"] is not None else "-"
+        table.add_row(row["method"], loss, f"{row['fid']['value']:.4f}", f"{row['kid']['value']:.4f}", *figures)
+    console.print(table)
+    console.print("* over the built-in extractor; not comparable with published FID and KID.")
+
+
+def _command() -> str:
+    return shlex.join(["lorica", *sys.argv[1:]])

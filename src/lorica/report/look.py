@@ -1,0 +1,101 @@
+"""One visual language for all plots: a colour, dash and marker per run, a hairline grid, the page's own background.
+
+A run keeps its look in every plot, so that it is found again at a glance, also by a reader who sees no colour. Figures
+carry the colours of a light page; `DARK` says what the page puts in their place after dark.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import cycle
+from typing import Any
+
+import plotly.graph_objects as go
+
+from lorica.report.run import ReportRun
+
+INK, MUTED, GRID, SHADE, SURFACE = "#1f2a37", "#566374", "#e4e8ee", "#eef1f5", "#ffffff"
+_NEUTRAL = {INK: "#e8ebf0", MUTED: "#a3aebd", GRID: "#303843", SHADE: "#262d37", SURFACE: "#1b2028"}
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a run is drawn in every plot and table."""
+
+    light: str
+    dark: str
+    dash: str
+    symbol: str
+
+
+_KNOWN = {
+    "base": Look("#66717f", "#9aa6b5", "longdashdot", "x"),
+    "lora": Look("#c2521b", "#f29559", "solid", "circle"),
+    "mp-lora": Look("#85479f", "#cb9ae0", "dot", "diamond"),
+    "smp-lora": Look("#1f68ad", "#6fb1f0", "dash", "square"),
+}
+SPARE = (
+    Look("#2c7a52", "#6cc79a", "dashdot", "triangle-up"),
+    Look("#96700f", "#dcb54a", "9px,4px", "cross"),
+    Look("#b0336b", "#f088b4", "12px,4px,2px,4px,2px,4px", "star"),
+    Look("#4a54b8", "#9aa4f5", "2px,6px", "hexagon"),
+    Look("#117a83", "#55c3cc", "16px,8px", "triangle-down"),
+    Look("#7a5a3a", "#c9a27c", "8px,3px,2px,3px", "bowtie"),
+)
+
+
+def faded(colour: str) -> str:
+    """The translucent form of a hex colour, for areas."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.5)"
+
+
+_EVERY = (*_KNOWN.values(), *SPARE)
+DARK: dict[str, str] = (
+    _NEUTRAL | {look.light: look.dark for look in _EVERY} | {faded(look.light): faded(look.dark) for look in _EVERY}
+)
+
+
+def looks(runs: Sequence[ReportRun]) -> list[Look]:
+    """One look per run: the objective's own for the first run of it, spare ones for the others."""
+    known, spare = dict(_KNOWN), cycle(SPARE)
+    return [known.pop(run.objective) if run.objective in known else next(spare) for run in runs]
+
+
+def plain(text: str) -> str:
+    """Plotly reads markup in names and labels, links included: hostile text must arrive as text."""
+    return escape(text).replace("%{", "%&#123;")
+
+
+def titled(text: str) -> dict[str, Any]:
+    return {"text": text, "standoff": 12, "font": {"size": 13, "color": MUTED}}
+
+
+def dress(figure: go.Figure, *, x: dict[str, Any], y: dict[str, Any], legend: bool = True, top: int = 8) -> go.Figure:
+    """The calm common to all plots: hairline grid, no frame, the page's own background."""
+    axis = {
+        "gridcolor": GRID,
+        "zeroline": False,
+        "linecolor": GRID,
+        "tickcolor": GRID,
+        "automargin": True,
+        "tickangle": 0,
+        "tickfont": {"size": 12, "color": MUTED},
+    }
+    figure.update_layout(
+        template="none",
+        font={"family": FONT, "size": 13, "color": INK},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 8, "r": 24, "t": top, "b": 8},
+        showlegend=legend,
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0, "font": {"size": 13}},
+        hoverlabel={"bgcolor": SURFACE, "bordercolor": GRID, "font": {"color": INK, "family": FONT}},
+        hovermode="closest",
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": MUTED, "activecolor": INK},
+        dragmode=False,
+    )
+    figure.update_xaxes(**axis, **x)
+    figure.update_yaxes(**axis, **y)
+    return figure

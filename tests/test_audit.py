@@ -1,0 +1,653 @@
+"""The audit from pictures to audit.json: extraction, controls, verdict and gate."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from pydantic import ValidationError
+
+from analytic_model import AnalyticModel
+from lorica.audit import ATTACKS, AuditConfig, MembershipScores, run, runner
+from lorica.audit.attacks import Attack
+from lorica.audit.controls import blind_scores
+from lorica.audit.extract import row_key
+from lorica.audit.gate import Gate
+from lorica.audit.target import training_facts
+from lorica.audit.verdict import judge
+from lorica.config import load
+from lorica.data import GROUPS, Picture, make_split, pixels, read_folder
+from lorica.diffusion import LatentDiffusion, LoraConfig, add_lora, save_lora
+from lorica.errors import LoricaError
+
+COUNT = 40  # pictures per side
+FAST = {"nn-loss": {"epochs": 4, "learning_rate": 1e-3}}
+
+
+def write_pictures(folder: Path, count: int, seed: int, brightness: float = 0.0, word: str = "noise") -> Path:
+    """8 x 8 pictures of uniform noise: i.i.d., so that no two groups of them differ but by chance."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        levels = np.clip(rng.integers(0, 256, (8, 8, 3)) + brightness, 0, 255).astype(np.uint8)
+        Image.fromarray(levels).save(folder / f"{i:03d}.png")
+        (folder / f"{i:03d}.txt").write_text(f"{word} {rng.choice(['red', 'green', 'blue'])}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("pictures")
+    return write_pictures(root / "members", COUNT, 1), write_pictures(root / "nonmembers", COUNT, 2)
+
+
+@pytest.fixture(scope="module")
+def lora_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("lora") / "some.safetensors"
+    file.write_bytes(b"analytic")
+    return file
+
+
+class Models:
+    """Stands in for `LatentDiffusion.load`; remembers the model it gave."""
+
+    def __init__(self, members: torch.Tensor | None) -> None:
+        self.members, self.given = members, AnalyticModel()
+
+    def __call__(self, base: str, *, device: str | None = None) -> AnalyticModel:
+        self.given = AnalyticModel(self.members)
+        self.given.adapted = False
+        return self.given
+
+
+@pytest.fixture
+def memorised(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Models:
+    latents = AnalyticModel().encode_pictures(pixels(read_folder(folders[0]), 8)).double()
+    models = Models(latents)
+    monkeypatch.setattr(LatentDiffusion, "load", models)
+    return models
+
+
+@pytest.fixture
+def innocent(monkeypatch: pytest.MonkeyPatch) -> Models:
+    models = Models(None)
+    monkeypatch.setattr(LatentDiffusion, "load", models)
+    return models
+
+
+@pytest.fixture
+def config(folders: tuple[Path, Path], lora_file: Path, tmp_path: Path) -> AuditConfig:
+    return AuditConfig(
+        output=tmp_path / "audit",
+        lora=lora_file,
+        members=folders[0],
+        nonmembers=folders[1],
+        settings=FAST,
+        fprs=[0.05, 0.5],
+    )
+
+
+def changed(config: AuditConfig, **values: Any) -> AuditConfig:
+    return AuditConfig.model_validate(config.model_dump() | values)
+
+
+# --- end to end
+
+
+def test_every_registered_attack_convicts_a_lora_that_learned_its_pictures_by_heart(
+    memorised: Models, config: AuditConfig
+) -> None:
+    audit = run(config)
+    assert set(audit["attacks"]) == set(ATTACKS)
+    for result in audit["attacks"].values():
+        assert result["auc"]["value"] > 0.9
+        assert result["auc"]["low"] > 0.5
+        assert result["asr"]["value"] > 0.8
+        assert result["oracle_asr"]["value"] >= result["asr"]["value"]
+    assert audit["verdict"]["leaks"] and audit["verdict"]["trusted"]
+    assert audit["verdict"]["worst_attack"] in ATTACKS
+    assert audit["controls"]["blind"]["fair"]
+    assert set(audit["controls"]["base"]) == {name for name in ATTACKS if not ATTACKS[name].needs_base}
+    assert all(control["covers_chance"] for control in audit["controls"]["base"].values())
+
+
+def test_a_lora_that_learned_nothing_is_acquitted(innocent: Models, config: AuditConfig) -> None:
+    audit = run(config)
+    assert not audit["verdict"]["leaks"]
+    assert all(r["auc"]["low"] <= 0.5 <= r["auc"]["high"] for r in audit["attacks"].values())
+    assert audit["attacks"]["calibrated-loss"]["auc"]["value"] == 0.5  # the LoRA is the base: every score is zero
+
+
+def test_audit_json_follows_its_schema(memorised: Models, config: AuditConfig) -> None:
+    audit = run(changed(config, fail_if="auc>0.6"))
+    assert json.loads((config.output / "audit.json").read_text()) == audit
+    assert list(audit) == [
+        "schema", "provenance", "target", "counts", "attacks", "controls", "verdict", "warnings", "gate",
+    ]  # fmt: skip
+    assert audit["schema"] == 1
+    assert audit["provenance"]["config"]["settings"] == FAST
+    assert audit["counts"] == dict.fromkeys(GROUPS, COUNT // 2)
+    assert audit["target"]["lora"] == "some.safetensors" and audit["target"]["rank"] == 1
+    for result in audit["attacks"].values():
+        assert {"threat_model", "needs_caption", "queries", "source", "options", "auc_distance"} <= set(result)
+        assert set(result["auc"]) == {"value", "low", "high", "level"}
+        assert {"value", "low", "high", "threshold"} <= set(result["asr"]) & set(result["oracle_asr"])
+        assert set(result["tpr"]) == {"0.05", "0.5"}
+        tpr = result["tpr"]["0.05"]
+        assert set(tpr) == {"value", "low", "high", "attained_fpr", "reliable", "note"}
+        assert not tpr["reliable"] and "20 non-members" in tpr["note"]
+        scores = MembershipScores(result["scores"]["members"], result["scores"]["nonmembers"])
+        assert scores.auc == result["auc"]["value"]
+        assert scores.asr(result["asr"]["threshold"]) == result["asr"]["value"]
+    assert audit["gate"]["failed"]
+
+
+def test_no_path_and_no_caption_is_in_the_features(memorised: Models, config: AuditConfig) -> None:
+    run(changed(config, attacks=["loss"]))
+    stored = b"".join(file.read_bytes() for file in (config.output / "features").rglob("*") if file.is_file())
+    for private in (b"members", b"noise red", b"000.png", str(config.members).encode()):
+        assert private not in stored
+
+
+def test_the_base_model_alone_can_be_audited_and_says_which_attacks_it_had_to_skip(
+    innocent: Models, config: AuditConfig
+) -> None:
+    audit = run(changed(config, lora=None))
+    assert "calibrated-loss" not in audit["attacks"]
+    assert any("calibrated-loss was not run" in warning for warning in audit["warnings"])
+    assert audit["target"]["lora"] is None
+    assert "base model" in audit["verdict"]["text"]
+
+
+def test_the_asr_threshold_does_not_come_from_the_test_pictures(memorised: Models, config: AuditConfig) -> None:
+    """Auxiliary members that look like non-members spoil the transferred ASR and leave the oracle alone."""
+
+    class Shifted(ATTACKS["loss"]):  # type: ignore[misc, name-defined]
+        def score(self, groups: Any, seed: int) -> Any:
+            scores = super().score(groups, seed)
+            return {g: s + 100 * g.startswith("aux") for g, s in scores.items()}
+
+    attack = Shifted()
+    subjects, _, _ = runner._subjects(config, split := runner._split(config))
+    features = runner._extract(config, {"loss": attack}, subjects)
+    result = runner._result(attack, *runner._score(attack, features["target", "loss"], split, config), config)
+    assert result["asr"]["value"] == 0.5
+    assert result["oracle_asr"]["value"] > 0.9
+
+
+# --- extraction
+
+
+def calls(models: Models) -> int:
+    return sum(models.given.calls)
+
+
+def test_a_second_audit_asks_the_model_nothing(memorised: Models, config: AuditConfig) -> None:
+    first = run(config)
+    assert calls(memorised) > 0
+    second = run(config)
+    assert calls(memorised) == 0
+    assert first["attacks"] == second["attacks"] and first["controls"] == second["controls"]
+
+
+def test_an_audit_asks_each_question_once_although_two_attacks_need_the_answer(
+    memorised: Models, config: AuditConfig
+) -> None:
+    run(config)
+    losses, loss, maps = 16, 1, 8
+    assert calls(memorised) == 2 * (losses + loss + maps) * 2 * COUNT  # LoRA and base, all pictures
+
+
+def test_an_interrupted_audit_goes_on_where_it_stopped(memorised: Models, config: AuditConfig, tmp_path: Path) -> None:
+    whole = run(changed(config, output=tmp_path / "whole"))
+    total = calls(memorised)
+
+    class Interrupted(AnalyticModel):
+        def error_map(self, *args: Any) -> torch.Tensor:
+            if len(self.calls) == 100:
+                raise KeyboardInterrupt
+            return super().error_map(*args)
+
+    def load(base: str, *, device: str | None = None) -> AnalyticModel:
+        load.given = Interrupted(memorised.members)  # type: ignore[attr-defined]
+        return load.given  # type: ignore[attr-defined]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LatentDiffusion, "load", load)
+        with pytest.raises(KeyboardInterrupt):
+            run(config)
+    lost = sum(load.given.calls)  # type: ignore[attr-defined]
+    resumed = run(config)
+    batch = config.batch_size * 16  # at most one batch of the attack that was running is asked again
+    assert total - lost <= calls(memorised) <= total - lost + batch
+    assert resumed["attacks"] == whole["attacks"]
+
+
+@pytest.mark.parametrize("change", ["seed", "lora", "caption"])
+def test_features_of_another_seed_lora_or_caption_are_not_reused(
+    change: str, memorised: Models, config: AuditConfig, tmp_path: Path
+) -> None:
+    config = changed(config, attacks=["loss"])
+    if change == "caption":
+        moved = write_pictures(tmp_path / "members", COUNT, 1)
+        config = changed(config, members=moved)
+    run(config)
+    whole = calls(memorised)
+    if change == "seed":
+        run(changed(config, seed=1))
+        assert calls(memorised) == whole
+    elif change == "lora":
+        other = tmp_path / "other.safetensors"
+        other.write_bytes(b"another")
+        run(changed(config, lora=other, overwrite=True))
+        assert calls(memorised) == whole / 2  # the base model's are
+    else:
+        (tmp_path / "members" / "000.txt").write_text("another caption")
+        run(config)
+        assert calls(memorised) == 2  # this picture, by LoRA and base
+
+
+def test_options_of_the_scoring_alone_ask_nothing_again(memorised: Models, config: AuditConfig) -> None:
+    run(changed(config, settings={"nn-loss": {"epochs": 2}}))
+    run(changed(config, settings={"nn-loss": {"epochs": 1}, "calibrated-loss": {"form": "difference"}}))
+    assert calls(memorised) == 0
+
+
+def test_damaged_features_are_measured_again(memorised: Models, config: AuditConfig) -> None:
+    config = changed(config, attacks=["mc-loss"])
+    before = run(config)
+    for file in (config.output / "features").rglob("*.npz"):
+        file.write_bytes(file.read_bytes()[:50])
+    after = run(config)
+    assert calls(memorised) == 2 * 16 * 2 * COUNT
+    assert before["attacks"] == after["attacks"]
+
+
+def test_results_do_not_depend_on_the_batch_size(memorised: Models, config: AuditConfig, tmp_path: Path) -> None:
+    one, other = (
+        run(changed(config, attacks=["calibrated-loss", "loss"], batch_size=size, output=tmp_path / str(size)))
+        for size in (7, 64)
+    )
+    for name in ("calibrated-loss", "loss"):
+        for group in ("members", "nonmembers"):
+            scores = [a["attacks"][name]["scores"][group] for a in (one, other)]
+            np.testing.assert_allclose(*scores, rtol=1e-5, atol=1e-7)
+
+
+def test_no_batch_is_made_of_one_group_alone(memorised: Models, config: AuditConfig) -> None:
+    run(changed(config, attacks=["loss"]))
+    split = make_split(read_folder(config.members), read_folder(config.nonmembers), seed=0)  # type: ignore[arg-type]
+    members = {row_key(picture) for picture in split.members}
+    for file in (config.output / "features").rglob("*.npz"):
+        with np.load(file, allow_pickle=False) as stored:
+            inside = [key in members for key in stored["keys"].tolist()]
+        assert any(inside) and not all(inside)
+
+
+# --- the real thing
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline_folder: Path) -> Iterator[tuple[Path, Path]]:
+    """The tiny Stable Diffusion with a random LoRA on UNet and text encoder: (base folder, LoRA folder)."""
+    folder = tmp_path_factory.mktemp("real")
+    model = LatentDiffusion.load(str(tiny_pipeline_folder), device="cpu")
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        for parameter in add_lora(model.pipeline, LoraConfig(rank=4, text_encoder=True)):
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    save_lora(model.pipeline, folder, base_fingerprint=model.fingerprint)
+    yield tiny_pipeline_folder, folder
+
+
+def test_every_registered_attack_runs_end_to_end_on_a_stable_diffusion(
+    real: tuple[Path, Path], config: AuditConfig
+) -> None:
+    few = {"mc-loss": {"draws": 2}, "calibrated-loss": {"draws": 2}, "nn-loss": {"draws": 2, "epochs": 1}}
+    audit = run(changed(config, base=str(real[0]), lora=real[1], settings=few))
+    assert set(audit["attacks"]) == set(ATTACKS)
+    assert audit["target"]["rank"] == 4
+    # The base in `calibrated-loss` reads captions without the LoRA on the text encoder.
+    scores = audit["attacks"]["calibrated-loss"]["scores"]
+    model = LatentDiffusion.load(str(real[0]), device="cpu")
+    split = make_split(read_folder(config.members), read_folder(config.nonmembers), seed=0)  # type: ignore[arg-type]
+    picture = split.groups["test_members"][0]
+    assert scores["members"][0] == pytest.approx(by_hand(model, real[1], picture), rel=1e-3)
+
+
+def by_hand(model: LatentDiffusion, lora: Path, picture: Picture) -> float:
+    """The log-ratio of one picture: base model first, LoRA second, nothing shared but the noise."""
+    from lorica.audit.queries import stratified_losses
+    from lorica.diffusion import encode
+
+    base = stratified_losses(model, encode(model, [picture]), 2, 0)  # type: ignore[arg-type]
+    model.load_lora(lora)
+    adapted = stratified_losses(model, encode(model, [picture]), 2, 0)  # type: ignore[arg-type]
+    return float(np.log(base / adapted).mean())
+
+
+def test_a_lora_on_another_base_model_is_warned_about(
+    real: tuple[Path, Path], config: AuditConfig, tmp_path: Path
+) -> None:
+    model = LatentDiffusion.load(str(real[0]), device="cpu")
+    add_lora(model.pipeline, LoraConfig(rank=2))
+    save_lora(model.pipeline, tmp_path / "lora", base_fingerprint="0" * 64)
+    audit = run(changed(config, base=str(real[0]), lora=tmp_path / "lora", attacks=["loss"]))
+    assert any("another base model" in warning for warning in audit["warnings"])
+
+
+# --- controls
+
+
+def groups_of(members: Path, nonmembers: Path) -> dict[str, list[Picture]]:
+    return make_split(read_folder(members), read_folder(nonmembers), seed=0).groups
+
+
+def test_the_blind_baseline_finds_nothing_in_a_random_split(folders: tuple[Path, Path]) -> None:
+    low, high = blind_scores(groups_of(*folders)).interval("auc")
+    assert low <= 0.5 <= high
+
+
+@pytest.mark.parametrize("difference", [{"brightness": 25.0}, {"word": "photo"}])
+def test_the_blind_baseline_finds_groups_that_differ_by_themselves(
+    difference: dict[str, Any], folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    other = write_pictures(tmp_path / "other", COUNT, 3, **difference)
+    assert blind_scores(groups_of(folders[0], other)).interval("auc")[0] > 0.5
+
+
+def test_an_unfair_split_makes_the_verdict_untrusted(innocent: Models, config: AuditConfig, tmp_path: Path) -> None:
+    other = write_pictures(tmp_path / "other", COUNT, 3, word="photo")
+    audit = run(changed(config, nonmembers=other, attacks=["loss"]))
+    assert not audit["controls"]["blind"]["fair"] and not audit["verdict"]["trusted"]
+    assert "unfair" in audit["verdict"]["text"]
+    assert any("unfair" in warning for warning in audit["warnings"])
+
+
+def test_a_base_model_that_knows_the_members_makes_the_verdict_untrusted(
+    memorised: Models, config: AuditConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Tainted(AnalyticModel):
+        """Switching its LoRA off changes nothing."""
+
+        def predict(self, noisy: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+            self.adapted = True
+            return super().predict(noisy, a)
+
+    monkeypatch.setattr(LatentDiffusion, "load", lambda base, device=None: Tainted(memorised.members))
+    audit = run(changed(config, attacks=["mc-loss"]))
+    assert not audit["controls"]["base"]["mc-loss"]["covers_chance"]
+    assert not audit["verdict"]["trusted"] and "saw no member" in audit["verdict"]["text"]
+
+
+# --- verdict
+
+
+def judged(scores: dict[str, MembershipScores], **options: Any) -> dict[str, Any]:
+    attacks: dict[str, Attack] = {name: ATTACKS["loss"]() for name in scores}
+    defaults: dict[str, Any] = {"subject": "The LoRA", "fprs": [0.01, 0.05], "level": 0.95, "objections": []}
+    return judge(scores, attacks, **defaults | options)
+
+
+def shifted(shift: float, seed: int, count: int = 100) -> MembershipScores:
+    rng = np.random.default_rng(seed)
+    return MembershipScores(rng.normal(shift, 1, count), rng.normal(0, 1, count))
+
+
+def test_the_verdict_names_the_strongest_attack_and_says_how_many_were_tried() -> None:
+    verdict = judged({"weak": shifted(0.5, 0), "strong": shifted(2.0, 1), "none": shifted(0.0, 2)})
+    assert verdict["leaks"] and verdict["worst_attack"] == "strong"
+    assert "strong" in verdict["text"] and "of 3 attacks" in verdict["text"]
+
+
+def test_an_inverted_ranking_is_a_leak_too() -> None:
+    verdict = judged({"inverted": shifted(-2.0, 0), "weak": shifted(0.1, 1)})
+    assert verdict["leaks"] and verdict["worst_attack"] == "inverted"
+    assert "inverted" in verdict["text"]
+
+
+def test_a_few_exposed_pictures_are_a_leak_even_when_the_auc_is_at_chance() -> None:
+    rng = np.random.default_rng(0)
+    members = np.r_[rng.normal(5, 1, 60), rng.normal(-0.15, 1, 940)]
+    scores = MembershipScores(members, rng.normal(0, 1, 1000))
+    low, high = scores.interval("auc")
+    assert low <= 0.5 <= high
+    verdict = judged({"loss": scores})
+    assert verdict["leaks"] and "1 % false alarms" in verdict["text"]
+
+
+def test_models_that_leak_nothing_are_rarely_accused_however_many_attacks_are_tried() -> None:
+    accused = [
+        judged({f"attack {i}": shifted(0.0, 1000 * trial + i, 60) for i in range(8)})["leaks"] for trial in range(60)
+    ]
+    assert np.mean(accused) <= 0.1
+
+
+def test_an_acquittal_says_how_much_it_cannot_rule_out() -> None:
+    few, many = (judged({"loss": shifted(0.0, 3, count)})["text"] for count in (10, 1000))
+    assert "cannot be ruled out" in few
+    bounds = [float(text.split("AUC of up to ")[1].split(" ")[0]) for text in (few, many)]
+    assert bounds[0] > 0.7 > 0.6 > bounds[1]
+
+
+# --- gate
+
+
+def test_a_gate_compares_the_strongest_attack_with_its_limit() -> None:
+    scores = {"weak": shifted(0.2, 0), "strong": shifted(1.5, 1)}
+    thresholds = {"weak": 0.0, "strong": 0.7}
+    strong = scores["strong"]
+    values = {
+        "auc": strong.auc,
+        "auc_distance": strong.auc_distance,
+        "asr": strong.asr(0.7),
+        "oracle_asr": strong.oracle_asr(),
+        "tpr@0.1": strong.tpr_at(0.1),
+        "upper(auc)": strong.interval("auc")[1],
+        "upper(asr)": strong.interval("asr", threshold=0.7)[1],
+        "upper(tpr@0.1)": strong.interval("tpr", fpr=0.1)[1],
+    }
+    for metric, value in values.items():
+        for rule, failed in ((f"{metric}>{value - 1e-6}", True), (f"{metric} > {value + 1e-6:.9f}", False)):
+            found = Gate.parse(rule).check(scores, thresholds, 0.95)
+            assert found["failed"] is failed, rule
+            assert found["attack"] == "strong" and "strong" in found["reason"]
+            assert found["value"] == pytest.approx(value)
+
+
+def test_an_inverted_leak_does_not_pass_a_gate_on_the_auc() -> None:
+    inverted = {"loss": shifted(-1.5, 0)}
+    assert inverted["loss"].auc < 0.3
+    assert Gate.parse("auc>0.6").check(inverted, {"loss": 0.0}, 0.95)["failed"]
+
+
+def test_the_upper_bound_fails_an_audit_of_too_few_pictures() -> None:
+    scores = {"loss": shifted(0.0, 3, 8)}
+    point, upper = (
+        Gate.parse(rule).check(scores, {"loss": 0.0}, 0.95)["failed"] for rule in ("auc>0.7", "upper(auc)>0.7")
+    )
+    assert not point and upper
+
+
+def test_a_limit_is_passed_when_it_is_only_reached_unless_the_rule_says_otherwise() -> None:
+    scores = {"loss": MembershipScores([1.0, 1.0], [1.0, 1.0])}
+    assert not Gate.parse("auc>0.5").check(scores, {"loss": 0.0}, 0.95)["failed"]
+    assert Gate.parse("auc>=0.5").check(scores, {"loss": 0.0}, 0.95)["failed"]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "",
+        "auc",
+        "auc<0.5",
+        "auc>",
+        "auc>0.6.1",
+        "upper(auc>0.6",
+        "upper auc)>0.6",
+        "f1>0.6",
+        "tpr>0.1",
+        "auc>60",
+        "tpr@5>0.1",
+    ],
+)
+def test_a_rule_that_cannot_be_meant_is_refused_before_anything_runs(rule: str, config: AuditConfig) -> None:
+    with pytest.raises(LoricaError, match="--fail-if"):
+        changed(config, fail_if=rule)
+
+
+# --- configuration and target
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"nonmembers": None}, "go together"),
+        ({"split": Path("split.json")}, "one or the other"),
+        ({"members": None, "nonmembers": None, "lora": None}, "which pictures are members"),
+        ({"attacks": ["mc-los"]}, "mc-loss"),
+        ({"settings": {"mc-loss": {"drawz": 3}}}, "draws"),
+        ({"settings": {"nope": {}}}, "nope"),
+    ],
+)
+def test_a_contradictory_configuration_is_refused_with_a_remedy(
+    values: dict[str, Any], message: str, config: AuditConfig
+) -> None:
+    with pytest.raises(LoricaError, match=message):
+        changed(config, **values)
+
+
+def test_a_rate_in_percent_is_refused(config: AuditConfig) -> None:
+    with pytest.raises(ValidationError, match=r"0\.01"):
+        changed(config, fprs=[1, 5])
+
+
+def test_all_means_every_attack(config: AuditConfig) -> None:
+    assert changed(config, attacks=["loss", "all"]).attacks == ["loss", *(name for name in ATTACKS if name != "loss")]
+
+
+def test_options_of_attacks_can_be_set_from_the_command_line(config: AuditConfig, tmp_path: Path) -> None:
+    options = {"output": tmp_path, "members": config.members, "nonmembers": config.nonmembers}
+    found = load(AuditConfig, assignments=["settings.mc-loss.draws=3"], options=options)
+    assert found.attack("mc-loss").queries == 3
+
+
+def test_every_field_of_the_configuration_is_described() -> None:
+    assert all(field.description for field in AuditConfig.model_fields.values())
+
+
+def test_the_audit_of_one_lora_does_not_silently_replace_that_of_another(
+    memorised: Models, config: AuditConfig, tmp_path: Path
+) -> None:
+    config = changed(config, attacks=["loss"])
+    run(config)
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(b"another")
+    with pytest.raises(LoricaError, match="another model"):
+        run(changed(config, lora=other))
+    assert json.loads((config.output / "audit.json").read_text())["target"]["lora"] == "some.safetensors"
+    assert run(changed(config, lora=other, overwrite=True))["target"]["lora"] == "other.safetensors"
+
+
+def test_a_lora_from_nowhere_without_a_split_is_refused(innocent: Models, config: AuditConfig) -> None:
+    with pytest.raises(LoricaError, match="which pictures are members"):
+        run(changed(config, members=None, nonmembers=None))
+
+
+def adapt_run(folder: Path, config: AuditConfig, *, finished: bool = True) -> Path:
+    """The files that `lorica adapt` leaves, as far as an audit reads them."""
+    settings = {"objective": "smp-lora", "lam": 0.05, "steps": 1000}
+    folder.mkdir()
+    make_split(read_folder(config.members), read_folder(config.nonmembers), seed=3).save(folder / "split.json")  # type: ignore[arg-type]
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    if finished:
+        record = {"config": settings, "steps_per_picture": 200.0, "augmentation": "none", "base_fingerprint": "f" * 64}
+        (folder / "run.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_the_split_and_the_training_facts_are_found_beside_the_lora(
+    memorised: Models, config: AuditConfig, tmp_path: Path
+) -> None:
+    folder = adapt_run(tmp_path / "run", config)
+    lora = folder / "pytorch_lora_weights.safetensors"
+    lora.write_bytes(b"x")
+    audit = run(changed(config, members=None, nonmembers=None, lora=lora, attacks=["loss"]))
+    expected = {
+        "objective": "smp-lora",
+        "lam": 0.05,
+        "steps": 1000,
+        "steps_per_picture": 200.0,
+        "augmentation": "none",
+    }
+    assert expected.items() <= audit["target"].items()
+    assert audit["counts"]["test_members"] == COUNT // 2
+    assert not any("steps per picture are unknown" in warning for warning in audit["warnings"])
+
+
+def test_a_checkpoint_has_had_only_its_own_share_of_the_steps(config: AuditConfig, tmp_path: Path) -> None:
+    folder = adapt_run(tmp_path / "run", config)
+    checkpoint = folder / "checkpoints" / "step_000250"
+    checkpoint.mkdir(parents=True)
+    facts = training_facts(checkpoint)
+    assert (facts["steps"], facts["steps_per_picture"]) == (250, 50.0)
+    assert training_facts(folder)["steps"] == 1000
+
+
+def test_an_unfinished_run_and_a_lora_from_elsewhere_have_fewer_facts(config: AuditConfig, tmp_path: Path) -> None:
+    folder = adapt_run(tmp_path / "run", config, finished=False)
+    assert training_facts(folder)["objective"] == "smp-lora"
+    assert "steps_per_picture" not in training_facts(folder)
+    (tmp_path / "elsewhere").mkdir()
+    assert training_facts(tmp_path / "elsewhere" / "lora.safetensors") == {}
+
+
+# --- trouble
+
+
+def test_an_attack_that_fails_is_named_and_the_others_still_run(
+    memorised: Models, config: AuditConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ATTACKS["loss"], "statistic", lambda self, features: np.full(len(features["loss"]), np.nan))
+    audit = run(changed(config, attacks=["loss", "mc-loss"]))
+    assert set(audit["attacks"]) == {"mc-loss"}
+    assert any(warning.startswith("loss was not run") and "finite" in warning for warning in audit["warnings"])
+    with pytest.raises(LoricaError, match="no attack"):
+        run(changed(config, attacks=["loss"]))
+
+
+def test_too_few_nonmembers_and_unequal_groups_are_warned_about(
+    innocent: Models, config: AuditConfig, tmp_path: Path
+) -> None:
+    fewer = write_pictures(tmp_path / "few", 20, 4)
+    warnings = " ".join(run(changed(config, nonmembers=fewer, attacks=["loss"]))["warnings"])
+    assert "10 test non-members are too few for a TPR at 5 %, 50 % FPR" in warnings
+    assert "constant answer has an ASR of 0.667" in warnings
+    assert "steps per picture are unknown" in warnings
+
+
+def test_near_duplicates_across_the_groups_are_warned_about(
+    innocent: Models, config: AuditConfig, tmp_path: Path
+) -> None:
+    other = write_pictures(tmp_path / "other", COUNT, 2)
+    levels = np.array(Image.open(config.members / "000.png")).astype(int)  # type: ignore[operator]
+    Image.fromarray((levels // 2 * 2).astype(np.uint8)).save(other / "000.png")
+    warnings = run(changed(config, nonmembers=other, attacks=["loss"]))["warnings"]
+    assert any("near-duplicate" in warning for warning in warnings)
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(
+    config: AuditConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*args: Any, **options: Any) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(LatentDiffusion, "load", load)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LoricaError, match="file"):
+        run(changed(config, output=tmp_path / "file" / "audit"))
