@@ -98,9 +98,9 @@ def audit(method: Method, *, members: int = 60, nonmembers: int = 120, seed: int
             "worst_attack": worst,
             "text": f"{'The LoRA leaks its training pictures' if leaks else 'No leak was found in the LoRA'}. With "
             f"{attacks[worst]['queries']} UNet queries per picture, the strongest of {len(attacks)} attacks, {worst}, "
-            f"reaches an AUC of {auc['value']:.3f} (95 % interval {auc['low']:.3f} to {auc['high']:.3f}; chance is 0.5) "
-            f"on {members} members and {nonmembers} non-members. It finds {100 * tpr:.1f} % of the members at 5 % false "
-            "alarms, where guessing would find 5 %.",
+            f"reaches an AUC of {auc['value']:.3f} (95 % from {auc['low']:.3f} to {auc['high']:.3f}; chance is 0.5) "
+            f"on {members} members and {nonmembers} non-members. It finds {100 * tpr:.1f} % of the members at 5 % "
+            "false alarms, where guessing would find 5 %.",
         },
         "warnings": [attacks[worst]["tpr"]["0.01"]["note"]],
         "gate": {"rule": "auc>0.6", "failed": auc["value"] > 0.6, "reason": f"auc is {auc['value']:.3f}"},

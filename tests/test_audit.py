@@ -311,7 +311,7 @@ def test_every_registered_attack_runs_end_to_end_on_a_stable_diffusion(
     few = {"mc-loss": {"draws": 2}, "calibrated-loss": {"draws": 2}, "nn-loss": {"draws": 2, "epochs": 1}}
     audit = run(changed(config, base=str(real[0]), lora=real[1], settings=few))
     assert set(audit["attacks"]) == set(ATTACKS)
-    assert audit["target"]["rank"] == 4
+    assert audit["target"]["rank"] == 4 and audit["target"]["base_matches"]
     # The base in `calibrated-loss` reads captions without the LoRA on the text encoder.
     scores = audit["attacks"]["calibrated-loss"]["scores"]
     model = LatentDiffusion.load(str(real[0]), device="cpu")
@@ -323,22 +323,26 @@ def test_every_registered_attack_runs_end_to_end_on_a_stable_diffusion(
 def by_hand(model: LatentDiffusion, lora: Path, picture: Picture) -> float:
     """The log-ratio of one picture: base model first, LoRA second, nothing shared but the noise."""
     from lorica.audit.queries import stratified_losses
-    from lorica.diffusion import encode
+    from lorica.diffusion import Encoded, encode
 
-    base = stratified_losses(model, encode(model, [picture]), 2, 0)  # type: ignore[arg-type]
+    encoded = encode(model, [picture])
+    base = stratified_losses(model, encoded, 2, 0)
     model.load_lora(lora)
-    adapted = stratified_losses(model, encode(model, [picture]), 2, 0)  # type: ignore[arg-type]
+    with torch.inference_mode():
+        captions = model.encode_captions([picture.caption])
+    adapted = stratified_losses(model, Encoded(encoded.latents, captions, encoded.ids), 2, 0)
     return float(np.log(base / adapted).mean())
 
 
-def test_a_lora_on_another_base_model_is_warned_about(
+def test_a_lora_of_another_base_model_makes_the_verdict_untrusted(
     real: tuple[Path, Path], config: AuditConfig, tmp_path: Path
 ) -> None:
     model = LatentDiffusion.load(str(real[0]), device="cpu")
     add_lora(model.pipeline, LoraConfig(rank=2))
     save_lora(model.pipeline, tmp_path / "lora", base_fingerprint="0" * 64)
     audit = run(changed(config, base=str(real[0]), lora=tmp_path / "lora", attacks=["loss"]))
-    assert any("another base model" in warning for warning in audit["warnings"])
+    assert audit["target"]["base_matches"] is False
+    assert not audit["verdict"]["trusted"] and "another base model" in audit["verdict"]["text"]
 
 
 # --- controls

@@ -327,6 +327,22 @@ def test_what_the_commands_wrote_is_read_back(folders: tuple[Path, Path], lora: 
     assert run.captions == ["drawn in training, step 1000"]
 
 
+@pytest.mark.parametrize(
+    ("target", "label"),
+    [
+        ({"objective": "smp-lora", "lora": "pytorch_lora_weights.safetensors"}, "SMP-LoRA"),
+        ({"lora": "faces.safetensors"}, "faces"),
+        ({"lora": "pytorch_lora_weights.safetensors"}, "audit"),
+        ({"lora": None}, "Base model"),
+    ],
+)
+def test_a_model_is_called_by_its_objective_or_its_file(
+    folders: tuple[Path, Path], target: dict[str, Any], label: str
+) -> None:
+    (folders[0] / "audit.json").write_text(json.dumps({"schema": 1, "target": target}))
+    assert load_run(folders[0]).label == label
+
+
 def test_an_audit_alone_is_enough(folders: tuple[Path, Path]) -> None:
     run = load_run(folders[0])
     assert run.metrics == []
@@ -391,7 +407,7 @@ def test_a_browser_draws_the_plots_and_runs_no_caption(tmp_path: Path, dark: boo
     root = re.search(r"<html[^>]*>", document)
     assert root is not None
     found = dict(re.findall(r'data-(\w+)="([^"]*)"', root[0]))
-    assert found == {"before": "log 13", "after": "linear 4", "printed": "0 630"}
+    assert found == {"before": "log 13", "after": "linear 4", "printed": "0 640"}
     plots = document.count('data-figure="')
     assert plots == 1 + 3 + 1 + 1
     assert document.count('class="main-svg"') >= plots

@@ -159,7 +159,23 @@ def test_newcombe_bounds_lie_one_hypothetical_standard_error_times_z_away(auc: f
         assert abs(auc - bound) == pytest.approx(z * np.sqrt(bound * (1 - bound) * shape / (m * n)), abs=1e-6)
 
 
-def test_the_auc_interval_contains_delongs_and_shrinks_with_the_root_of_the_sample() -> None:
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_auc_interval_contains_delongs_on_the_logit_scale(tied: bool) -> None:
+    """Few members and many non-members of wide spread, or the reverse: there Newcombe's alone would be too narrow."""
+    rng = np.random.default_rng(8)
+    for m, n, wide in ((20, 400, "members"), (400, 20, "nonmembers")):
+        a, b = rng.normal(0.5, 3 if wide == "members" else 1, m), rng.normal(0, 3 if wide == "nonmembers" else 1, n)
+        scores = MembershipScores(np.round(a), np.round(b)) if tied else MembershipScores(a, b)
+        wins = (np.sign(scores.members[:, None] - scores.nonmembers[None, :]) + 1) / 2
+        variance = wins.mean(1).var(ddof=1) / m + wins.mean(0).var(ddof=1) / n
+        logit = np.log(scores.auc / (1 - scores.auc))
+        spread = 1.959964 * np.sqrt(variance) / (scores.auc * (1 - scores.auc))
+        expected = 1 / (1 + np.exp(-np.array([logit - spread, logit + spread])))
+        assert expected[0] < newcombe(scores.auc, m, n, 1.96)[0]
+        assert scores.interval("auc") == pytest.approx(tuple(expected), abs=1e-6)
+
+
+def test_the_auc_interval_shrinks_with_the_root_of_the_sample() -> None:
     widths = [np.diff(drawn(2, n, n).interval("auc")).item() for n in (100, 400, 1600)]
     assert widths[0] / widths[1] == pytest.approx(2, rel=0.15)
     assert widths[1] / widths[2] == pytest.approx(2, rel=0.15)

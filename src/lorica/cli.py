@@ -145,7 +145,7 @@ def _generate(config: Any) -> None:
     quality = result["quality"]
     if quality is not None:
         note = "" if quality["comparable"] else " (not comparable with published numbers)"
-        console.print(f"FID {quality['fid']['value']:.4g}, KID {quality['kid']['value']:.4g} over {escape(quality['extractor'])}{note}")
+        console.print(f"FID {quality['fid']:.4g}, KID {quality['kid']['value']:.4g} over {escape(quality['extractor'])}{note}")
         for warning in quality["warnings"]:
             console.print(f"[yellow]warning:[/] {escape(warning)}")
 

@@ -145,7 +145,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
             auc = row["auc"]
             figures = [row["attack"], f"{row['asr']['value']:.3f}", f"{auc['value']:.3f} \\[{auc['low']:.3f}, {auc['high']:.3f}]", f"{row['tpr']['0.05']['value']:.3f}"]
         loss = f"{row['val_nonmember']:.4f}" if row["val_nonmember"] is not None else "-"
-        table.add_row(row["method"], loss, f"{row['fid']['value']:.4f}", f"{row['kid']['value']:.4f}", *figures)
+        table.add_row(row["method"], loss, f"{row['fid']:.4f}", f"{row['kid']['value']:.4f}", *figures)
     console.print(table)
     console.print("* over the built-in extractor; not comparable with published FID and KID.")
 

@@ -55,7 +55,7 @@ class GenerateConfig(Config):
         "1 is the model's own distribution, at half the cost",
     )
     scheduler: Literal["ddim", "ddpm", "dpm++", "euler", "pndm"] = Field(
-        "ddim", description="how noise becomes a picture; dpm++ needs the fewest steps, ddpm is the only one with fresh noise"
+        "ddim", description="how noise becomes a picture; dpm++ needs the fewest steps"
     )
     batch_size: int = Field(16, ge=1, description="pictures drawn at a time; lower it when memory runs out")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the model's weights")
@@ -63,8 +63,8 @@ class GenerateConfig(Config):
 
     reference: Path | None = Field(
         None,
-        description="folder of real pictures to compare with (FID, KID). Against training pictures a model that copies "
-        "them scores best: prefer pictures of the same kind that it was not trained on",
+        description="folder of real pictures to compare with (FID, KID). Against training pictures a model that "
+        "copies them scores best: prefer pictures of the same kind that it was not trained on",
     )
     extractor: str = Field(
         "builtin",
@@ -139,11 +139,12 @@ def run(config: GenerateConfig) -> dict[str, Any]:
     _claim(config, result)
     write_json(config.output / MARKER, result)
     files = [config.output / "pictures" / f"{index:06d}.png" for index in range(total)]
+    texts = captions * config.count
+    _draw(model, config, files, texts)
     rows = [
-        {"file_name": file.name, "text": captions[index % len(captions)], "seed": config.seed + index}
-        for index, file in enumerate(files)
+        {"file_name": file.name, "text": text, "seed": config.seed + index}
+        for index, (file, text) in enumerate(zip(files, texts, strict=True))
     ]
-    _draw(model, config, files, [row["text"] for row in rows])
     write_text(config.output / "pictures" / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     columns = len(captions) if 1 < len(captions) <= COLUMNS else COLUMNS  # few captions: each has its own column
     _save(grid(_Decoded(files[:SHOWN], model.resolution)[:], columns), config.output / "grid.png")
@@ -169,8 +170,9 @@ def read_captions(config: GenerateConfig) -> list[str]:
         try:
             captions = _cleaned(source.read_text(encoding="utf-8-sig").split("\n"))
         except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise LoricaError(f"captions cannot be read: {source}: {reason}", "It must be a UTF-8 text file.") from error
+            raise LoricaError(
+                f"captions cannot be read: {source}: {error}", "It must be a UTF-8 text file."
+            ) from error
     else:
         return config.captions
     if not captions:

@@ -4,9 +4,9 @@ from lorica.adapt.config import AdaptConfig, SplitConfig
 from lorica.adapt.gain import mi_gain
 from lorica.adapt.objectives import OBJECTIVES, Objective, mp_loss, smp_loss
 from lorica.adapt.proxy import Proxy, ProxyConfig
-from lorica.adapt.run import run
+from lorica.adapt.run import Diverged, run
 
 __all__ = [
-    "OBJECTIVES", "AdaptConfig", "Objective", "Proxy", "ProxyConfig", "SplitConfig", "mi_gain", "mp_loss", "run",
-    "smp_loss",
+    "OBJECTIVES", "AdaptConfig", "Diverged", "Objective", "Proxy", "ProxyConfig", "SplitConfig", "mi_gain", "mp_loss",
+    "run", "smp_loss",
 ]  # fmt: skip

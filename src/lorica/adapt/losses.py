@@ -46,9 +46,9 @@ def validation_loss(model: LatentDiffusion, encoded: Encoded, seed: int) -> floa
 
 
 def expected_loss(model: LatentDiffusion, encoded: Encoded, seed: int) -> Tensor:
-    """Expected adaptation loss (T,) at every timestep: measured at `CALIBRATION_LEVELS` of them, the rest interpolated.
+    """Expected adaptation loss (T,) at every timestep, measured at `CALIBRATION_LEVELS` of them and interpolated.
 
-    Logarithmic in t and in the loss, which falls by orders of magnitude over the first timesteps.
+    Both are logarithmic in t and in the loss, which falls by orders of magnitude over the first timesteps.
     """
     levels = np.unique(np.geomspace(1, model.train_timesteps, CALIBRATION_LEVELS).round().astype(int)) - 1
     losses = [

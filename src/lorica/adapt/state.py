@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from lorica.adapt.proxy import Proxy
-from lorica.artefacts import write_with
+from lorica.artefacts import write_bytes
 from lorica.errors import LoricaError
 
 
 @dataclass
 class State:
-    """The mutable parts of a run. Draws are functions of the step number, so no sampler and no generator is among them.
+    """The mutable parts of a run. Draws are functions of the step number: no sampler or generator is among them.
 
     Args:
         parameters: of the LoRA.
@@ -36,6 +36,10 @@ class State:
     scaler: torch.amp.GradScaler
     identity: dict[str, str]
 
+    def weights(self) -> list[nn.Parameter]:
+        """Of both players."""
+        return self.parameters + (list(self.proxy.parameters()) if self.proxy is not None else [])
+
     def save(self, file: Path, step: int) -> None:
         """Write the state after `step` completed steps. The old file stays if that fails."""
         tensors = {f"lora.{i}": p for i, p in enumerate(self.parameters)} | _moments("optimiser", self.optimiser)
@@ -47,7 +51,7 @@ class State:
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
             metadata={"lorica": json.dumps(header)},
         )
-        write_with(file, lambda path: path.write_bytes(content))
+        write_bytes(file, content)
 
     def load(self, file: Path) -> int:
         """Restore in place; returns the number of completed steps.

@@ -8,8 +8,7 @@ Passes of the UNet per step, in units of one forward (F) or backward (B) over a 
     mi_gain: full           1 F + 1 B more in the same call, for the auxiliary non-members
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,7 +22,8 @@ from lorica.adapt.objectives import OBJECTIVES
 from lorica.adapt.proxy import Proxy
 from lorica.diffusion import LatentDiffusion
 
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Of the frozen weights and of autocast; LoRA weights, losses and the attacker are always float32."""
 
 
 @dataclass(frozen=True)
@@ -76,28 +76,33 @@ class Step:
     """
 
     def __init__(
-        self, model: LatentDiffusion, pools: Pools, parameters: list[nn.Parameter], optimiser: torch.optim.Optimizer,
-        proxy: Proxy | None, proxy_optimiser: torch.optim.Optimizer | None, config: AdaptConfig, accelerator: Accelerator,
-    ) -> None:  # fmt: skip
+        self,
+        model: LatentDiffusion,
+        pools: Pools,
+        parameters: list[nn.Parameter],
+        optimiser: torch.optim.Optimizer,
+        proxy: Proxy | None,
+        proxy_optimiser: torch.optim.Optimizer | None,
+        config: AdaptConfig,
+        accelerator: Accelerator,
+    ) -> None:
         self.model, self.pools, self.parameters, self.optimiser = model, pools, parameters, optimiser
         self.proxy, self.proxy_optimiser = proxy, proxy_optimiser
         self.config, self.accelerator = config, accelerator
         self.objective = OBJECTIVES[config.objective](config.lam, config.delta)
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=config.precision == "fp16")
         self.finite = torch.ones((), dtype=torch.bool, device=model.device)
-        """Whether every loss and gradient so far was finite, the same on all processes; reading it waits for the GPU."""
-        adapted = (model.pipeline.unet, model.pipeline.text_encoder)
-        self._dropouts = [
-            module
-            for part in adapted
-            for name, module in part.named_modules()
-            if "lora_dropout" in name and isinstance(module, nn.Dropout)
-        ]
+        """Whether every loss and gradient so far was finite, on all processes alike. Reading it waits for the GPU."""
 
     def __call__(self, step: int) -> dict[str, Tensor]:
-        """Step `step` (from 0). Returns detached scalars on the device: loss, adaptation_loss, gain, proxy_gain, ..."""
+        """Take step `step` (from 0).
+
+        Returns:
+            Detached scalars on the device: loss, adaptation_loss, grad_norm (before clipping), and with a proxy gain
+            (in the LoRA step) and proxy_gain (in its own).
+        """
         # Only dropout uses the global generator; seeding it here keeps a resumed run on the same track.
-        _seed_global(self.model.device, stable_seed(self.config.seed, "dropout", step, self.accelerator.process_index))
+        _seed_global(stable_seed(self.config.seed, "dropout", step, self.accelerator.process_index), self.model.device)
         if self.proxy is None:
             return self.lora_step(step)
         if self.config.order == "paper":
@@ -130,7 +135,7 @@ class Step:
             self.proxy.requires_grad_(False)  # a fixed function here: no gradient is computed for its own weights
         parts = self.config.gradient_accumulation
         means: dict[str, Tensor] = {}
-        with self._lora_dropout():
+        with self.model.training():
             for part in range(parts):
                 values = self._loss(step * parts + part)
                 self.scaler.scale(values["loss"] / parts).backward()
@@ -192,8 +197,8 @@ class Step:
         """Squared-error maps (sum of N, C, h, w) in float32 through one UNet call, and their timesteps."""
         latents = torch.cat([batch.pool.latents[self._send(batch.rows)] for batch in batches])
         t, noise = torch.cat([batch.t for batch in batches]), torch.cat([batch.noise for batch in batches])
-        kind = AUTOCAST[self.config.precision]
-        with torch.autocast(self.model.device.type, dtype=kind, enabled=kind is not None):
+        precision = self.config.precision
+        with torch.autocast(self.model.device.type, dtype=DTYPES[precision], enabled=precision != "fp32"):
             return self.model.error_map(latents, t, noise, self._contexts(batches)), t
 
     def _contexts(self, batches: Sequence[Batch]) -> Tensor:
@@ -206,18 +211,7 @@ class Step:
         return self.model.encode_captions(list(place))[self._send(torch.tensor([place[c] for c in captions]))]
 
     # ----- around the passes ------------------------------------------------------------------------------------
-    @contextmanager
-    def _lora_dropout(self) -> Iterator[None]:
-        """Dropout of the LoRA inputs, in the LoRA step alone: the attacker and the validation see the model as it is."""
-        for module in self._dropouts:
-            module.train()
-        try:
-            yield
-        finally:
-            for module in self._dropouts:
-                module.eval()
-
-    def _average(self, parameters: Iterator[nn.Parameter] | list[nn.Parameter], numbers: dict[str, Tensor]) -> None:
+    def _average(self, parameters: Iterable[nn.Parameter], numbers: dict[str, Tensor]) -> None:
         """Replace gradients and numbers by their means over all processes, in one exchange."""
         if self.accelerator.num_processes == 1:
             return
@@ -227,8 +221,8 @@ class Step:
             x.copy_(mean.view_as(x))
 
 
-def _seed_global(device: torch.device, seed: int) -> None:
+def _seed_global(seed: int, device: torch.device) -> None:
     """`torch.manual_seed` for one device: the original formats a stack trace for every absent backend."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
-        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+        torch.cuda.manual_seed(seed)

@@ -62,7 +62,7 @@ def run(config: AuditConfig) -> dict[str, Any]:
         raise LoricaError("no attack could be run", "\n".join(warnings))
 
     blind = _chance(blind_scores(split.groups), config.level, "fair") | {"method": METHOD}
-    objections = _objections(blind, base_control)
+    objections = _objections(target, blind, base_control)
     thresholds = {name: results[name]["asr"]["threshold"] for name in results}
     audit = {
         "schema": SCHEMA,
@@ -114,12 +114,8 @@ def _subjects(config: AuditConfig, split: Split) -> tuple[dict[str, Subject], di
         "alpha": file["alpha"],
     } | facts
     lora = Subject(model, file["sha256"], _as_seen_by_lora(model, encoded, pictures), keys)
+    target["base_matches"] = model.fingerprint in trained_on if trained_on else None
     warnings = []
-    if trained_on and model.fingerprint not in trained_on:
-        warnings.append(
-            "the LoRA names another base model than the one it is audited on (or the same in another precision): "
-            "on a wrong base, a LoRA that leaks can look private"
-        )
     if "steps_per_picture" not in target:
         warnings.append(
             "steps per picture are unknown: leakage grows with them, and the result holds for this LoRA only"
@@ -223,9 +219,13 @@ def _chance(scores: MembershipScores, level: float, passed: str) -> dict[str, An
     return {"auc": _estimate(scores.auc, (low, high)) | {"level": level}, passed: low <= 0.5 <= high}
 
 
-def _objections(blind: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
-    """Why the result is not to be trusted, from the controls."""
+def _objections(target: Mapping[str, Any], blind: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
+    """Why the result is not to be trusted."""
     found = []
+    if target.get("base_matches") is False:
+        found.append(
+            "the LoRA was trained on another base model than the one it is audited on, where a leak may not show"
+        )
     if not blind["fair"]:
         found.append(
             "members and non-members can be told apart without the model "

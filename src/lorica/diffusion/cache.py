@@ -7,15 +7,17 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from lorica.artefacts import write_with
+from lorica.artefacts import write_bytes
 from lorica.data.pictures import Picture, pixels
 from lorica.diffusion.model import LatentDiffusion
+from lorica.errors import LoricaError
 from lorica.progress import bar
 
-CHUNK = 32
+CHUNK = 32  # pictures or captions per call
+_TENSOR = "x"
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Encoded:
         return len(self.ids)
 
     def take(self, rows: Sequence[int]) -> "Encoded":
+        """Some of them, in the order of `rows`."""
         index = torch.as_tensor(rows, dtype=torch.long)
         return Encoded(self.latents[index], self.contexts[index], tuple(self.ids[i] for i in rows))
 
@@ -41,16 +44,21 @@ def encode(model: LatentDiffusion, pictures: Sequence[Picture], folder: Path | N
     A killed run has kept what it encoded. Latents are as private as the pictures: keep the folder where they are.
 
     Args:
-        model: encodes what is missing. Captions are encoded with the text encoder as it is, LoRA included.
+        model: encodes what is missing. A LoRA on its text encoder is left out; `encode_captions` has it.
         pictures: in the order of the result.
         folder: the cache; None keeps nothing.
+
+    Raises:
+        LoricaError: the folder cannot be written or the disk is full (what was encoded before stays), a picture has
+            vanished, or the model's numbers overflow.
     """
     latent_keys = [_key(p.sha256, model.vae_fingerprint, str(model.resolution)) for p in pictures]
     text_keys = [_key(p.caption, model.text_fingerprint) for p in pictures]
 
     @torch.inference_mode()
     def captions(rows: Sequence[int]) -> Tensor:
-        return model.encode_captions([pictures[i].caption for i in rows])
+        with model.base_only():  # the cache's key does not name a LoRA
+            return model.encode_captions([pictures[i].caption for i in rows])
 
     def latents(rows: Sequence[int]) -> Tensor:
         return model.encode_pictures(pixels([pictures[i] for i in rows], model.resolution))
@@ -69,28 +77,34 @@ def _key(*parts: str) -> str:
 def _through_cache(
     what: str, keys: Sequence[str], compute: Callable[[Sequence[int]], Tensor], folder: Path | None
 ) -> Tensor:
-    rows: dict[str, Tensor] = {}
-    for key in dict.fromkeys(keys):
-        stored = _read(folder / f"{key}.safetensors") if folder else None
-        if stored is not None:
-            rows[key] = stored
+    """One row per key: from the cache, or computed (each key once) and stored."""
     first = {key: i for i, key in reversed(list(enumerate(keys)))}
-    missing = [i for key, i in first.items() if key not in rows]
-    missing.sort()
+    rows = {key: stored for key in first if (stored := _read(folder, key)) is not None}
+    missing = sorted(i for key, i in first.items() if key not in rows)
     with bar() as progress:
         task = progress.add_task(what, total=len(missing), visible=bool(missing))
         for start in range(0, len(missing), CHUNK):
             chunk = missing[start : start + CHUNK]
-            for i, value in zip(chunk, compute(chunk).float().cpu(), strict=True):
+            values = compute(chunk).float().cpu()
+            if not values.isfinite().all():
+                raise LoricaError(f"{what} gave numbers that are not finite", "Use a higher --precision, e.g. fp32.")
+            for i, value in zip(chunk, values, strict=True):
                 rows[keys[i]] = value.clone(memory_format=torch.contiguous_format)
-                if folder:
-                    write_with(folder / f"{keys[i]}.safetensors", lambda path, v=rows[keys[i]]: save_file({"x": v}, path))
+                if folder is not None:
+                    write_bytes(_file(folder, keys[i]), save({_TENSOR: rows[keys[i]]}))
             progress.update(task, advance=len(chunk))
     return torch.stack([rows[key] for key in keys])
 
 
-def _read(file: Path) -> Tensor | None:
+def _file(folder: Path, key: str) -> Path:
+    return folder / f"{key}.safetensors"
+
+
+def _read(folder: Path | None, key: str) -> Tensor | None:
+    """A stored tensor; None where it is absent or damaged, and so has to be encoded again."""
+    if folder is None:
+        return None
     try:
-        return load_file(file)["x"]
-    except (FileNotFoundError, SafetensorError, KeyError):
-        return None  # absent or damaged: encoded again
+        return load_file(_file(folder, key))[_TENSOR]
+    except (OSError, SafetensorError, KeyError):
+        return None

@@ -5,11 +5,11 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
-from diffusers import StableDiffusionPipeline, Transformer2DModel
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from peft import LoraConfig as PeftLoraConfig
 from peft.tuners.lora import LoraLayer
 from pydantic import Field
@@ -31,7 +31,6 @@ METADATA_KEYS = (
     "ss_network_dim",
     "ss_network_alpha",
 )
-ADAPTER_KEYS = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern")
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -53,11 +52,20 @@ class LoraConfig(Config):
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the LoRA input")
 
 
+def lora_parts(pipeline: Any) -> dict[str, Any]:
+    """The parts of a `StableDiffusionPipeline` that a LoRA may sit on, by their names in LoRA files."""
+    return {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
+
+
 # ----- placing ------------------------------------------------------------------------------------------------------
-def add_lora(pipeline: StableDiffusionPipeline, config: LoraConfig) -> list[nn.Parameter]:
+def add_lora(pipeline: Any, config: LoraConfig) -> list[nn.Parameter]:
     """Inject a fresh LoRA (A ~ Kaiming uniform, B = 0: the model is unchanged until trained), in float32.
 
     Its dropout is off, as everything is in eval mode; `LatentDiffusion.training` switches it on.
+
+    Args:
+        pipeline: a `StableDiffusionPipeline` whose parameters are all frozen.
+        config: where and how large.
 
     Returns:
         The trainable parameters: the UNet's, then the text encoder's.
@@ -70,13 +78,13 @@ def add_lora(pipeline: StableDiffusionPipeline, config: LoraConfig) -> list[nn.P
     return [parameter for module in names for parameter in module.parameters() if parameter.requires_grad]
 
 
-def inject(module: nn.Module, sizes: Mapping[str, tuple[int, float]], dropout: float = 0.0) -> None:
+def inject(module: Any, sizes: Mapping[str, tuple[int, float]], dropout: float = 0.0) -> None:
     """Put a fresh adapter on the layers {name: (rank, alpha)} of a UNet or text encoder, in float32, in eval mode."""
     (rank, alpha), _ = Counter(sizes.values()).most_common(1)[0]
     module.add_adapter(
         PeftLoraConfig(
             r=rank,
-            lora_alpha=alpha,
+            lora_alpha=alpha,  # type: ignore[arg-type]  # peft only divides it
             target_modules=list(sizes),
             # peft takes these keys for regular expressions that may begin anywhere in a name.
             rank_pattern={f"^{re.escape(name)}": r for name, (r, _) in sizes.items() if r != rank},
@@ -110,7 +118,7 @@ def text_targets(text_encoder: nn.Module, where: str) -> list[str]:
     return [name for name, _ in text_encoder.named_modules() if name.endswith(tuple(f".{end}" for end in ends))]
 
 
-def adapted_layers(module: nn.Module) -> dict[str, LoraLayer]:
+def adapted_layers(module: nn.Module) -> dict[str, Any]:
     """The layers that carry the adapter, by their names in the model without it."""
     return {
         name: layer for name, layer in module.named_modules() if isinstance(layer, LoraLayer) and ADAPTER in layer.r
@@ -118,10 +126,10 @@ def adapted_layers(module: nn.Module) -> dict[str, LoraLayer]:
 
 
 # ----- writing ------------------------------------------------------------------------------------------------------
-def lora_state(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
+def lora_state(pipeline: Any) -> dict[str, Tensor]:
     """The adapter's weights under PEFT names, e.g. `unet.<module>.lora_A.weight`, float32 on the CPU."""
     state = {}
-    for part, module in (("unet", pipeline.unet), ("text_encoder", pipeline.text_encoder)):
+    for part, module in lora_parts(pipeline).items():
         for name, layer in adapted_layers(module).items():
             stem = f"{part}.{name}" if part == "unet" else f"{part}.{TEXT_PREFIX}{name.removeprefix(TEXT_PREFIX)}"
             for side, weights in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
@@ -129,9 +137,7 @@ def lora_state(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
     return state
 
 
-def save_lora(
-    pipeline: StableDiffusionPipeline, folder: Path, *, base_fingerprint: str, kohya: bool = True
-) -> dict[str, Path]:
+def save_lora(pipeline: Any, folder: Path, *, base_fingerprint: str, kohya: bool = True) -> dict[str, Path]:
     """Write the adapter made by `add_lora` in both dialects, atomically. Equal weights make equal files, byte by byte.
 
     `pytorch_lora_weights.safetensors` is read back exactly by `StableDiffusionPipeline.load_lora_weights`, also when
@@ -140,15 +146,18 @@ def save_lora(
 
     Raises:
         LoricaError: the folder cannot be written or the disk is full; files from before are then as they were.
+        ValueError: the adapter is not one that `add_lora` made.
     """
     state = lora_state(pipeline)
-    adapters = {}
-    for part, module in (("unet", pipeline.unet), ("text_encoder", pipeline.text_encoder)):
+    adapters: dict[str, Any] = {}
+    for part, module in lora_parts(pipeline).items():
         layers = adapted_layers(module)
         if layers:
-            # peft abbreviates target_modules ("2" for ff.net.2); full names cannot match anything else.
             peft = module.peft_config[ADAPTER]
-            values = {key: getattr(peft, key) for key in ADAPTER_KEYS} | {"target_modules": sorted(layers)}
+            if peft.rank_pattern or peft.alpha_pattern:
+                raise ValueError("an adapter whose rank or alpha differ between layers was not made by add_lora")
+            # peft abbreviates target_modules, "2" for ff.net.2; full names cannot match anything else.
+            values = {"r": peft.r, "lora_alpha": peft.lora_alpha, "target_modules": sorted(layers)}
             adapters |= {f"{part}.{key}": value for key, value in values.items()}
     rank, alpha = adapters["unet.r"], float(adapters["unet.lora_alpha"])
     shared = {"format": "pt", "lorica_version": __version__, "lorica_base": base_fingerprint}

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from lorica.diffusion.lora import ADAPTER, PEFT_FILE, adapted_layers, inject
+from lorica.diffusion.lora import ADAPTER, PEFT_FILE, adapted_layers, inject, lora_parts
 from lorica.errors import LoricaError
 
 # Names that diffusers has given LoRA weights, from the newest to the oldest:
@@ -42,7 +41,7 @@ class _Update:
 
     down: Tensor | None = None
     up: Tensor | None = None
-    alpha: Tensor | float | None = None
+    alpha: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class _Fitted:
         return len(self.down)
 
 
-def load_lora(pipeline: StableDiffusionPipeline, path: Path) -> dict[str, Any]:
+def load_lora(pipeline: Any, path: Path) -> dict[str, Any]:
     """Put a LoRA file on a pipeline as the adapter `lorica`, in float32.
 
     Args:
@@ -75,7 +74,7 @@ def load_lora(pipeline: StableDiffusionPipeline, path: Path) -> dict[str, Any]:
             made for another model. The pipeline is then as it was.
         ValueError: the pipeline holds a LoRA already.
     """
-    parts: dict[str, nn.Module] = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
+    parts = lora_parts(pipeline)
     if any(adapted_layers(module) for module in parts.values()):
         raise ValueError("the model holds a LoRA already: load the base model afresh")
     file = path / PEFT_FILE if path.is_dir() else path
@@ -84,8 +83,7 @@ def load_lora(pipeline: StableDiffusionPipeline, path: Path) -> dict[str, Any]:
         adapters = _adapter_configuration(header)
         fitted = {
             part: {
-                name: _fit(parts[part].get_submodule(name), name, update, adapters.get(part, {}))
-                for name, update in found.items()
+                name: _fit(parts[part], part, name, update, adapters.get(part, {})) for name, update in found.items()
             }
             for part, found in _sorted(tensors, parts).items()
         }
@@ -166,40 +164,43 @@ def _flat(part: str, layer: str) -> str:
     return re.sub(r"_to_(q|k|v|out)$", r"_\1_proj", flat.removeprefix("text_model_"))
 
 
-def _fit(layer: nn.Module, name: str, update: _Update, adapter: Mapping[str, Any]) -> _Fitted:
+def _fit(model: nn.Module, part: str, name: str, update: _Update, adapter: Mapping[str, Any]) -> _Fitted:
     """Check an update against its layer. Its alpha: the file's own, else the header's, else the rank."""
+    layer = model.get_submodule(name)
     if not isinstance(layer, nn.Linear | nn.Conv2d):
         raise _Misfit(f"{name} is not a linear or convolutional layer")
     if update.down is None or update.up is None:
         raise _Misfit(f"half of the update of {name} is missing")
     rank = update.down.shape[0] if update.down.dim() else 0
-    alpha = update.alpha if update.alpha is not None else _stated_alpha(adapter, name)
-    alpha = float(rank) if alpha is None else float(alpha)
     down = _shaped(update.down, (rank, *layer.weight.shape[1:]), name)
     up = _shaped(update.up, (layer.weight.shape[0], rank, *(1 for _ in layer.weight.shape[2:])), name)
+    if update.alpha is not None:
+        alpha = float(_shaped(update.alpha, (), f"the alpha of {name}"))
+    else:
+        alpha = _stated_alpha(adapter, part, name, default=float(rank))
     if rank == 0 or not (math.isfinite(alpha) and down.isfinite().all() and up.isfinite().all()):
         raise _Misfit(f"the update of {name} is empty or holds numbers that are not finite")
     return _Fitted(down, up, alpha)
 
 
 def _shaped(tensor: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
-    # A 1x1 convolution may also be written as the matrix that it is.
-    if tensor.shape[:2] != shape[:2] or tensor.numel() != math.prod(shape):
+    # A 1x1 convolution may also be written as the matrix that it is, a number as a vector of one.
+    if (shape and tensor.shape[:2] != shape[:2]) or tensor.numel() != math.prod(shape):
         raise _Misfit(f"{name} takes {list(shape)}, the file has {list(tensor.shape)}")
     return tensor.float().reshape(shape)
 
 
-def _stated_alpha(adapter: Mapping[str, Any], name: str) -> float | None:
-    """Alpha in the header. Its pattern keys are regular expressions to peft; only plain names are taken from a file."""
+def _stated_alpha(adapter: Mapping[str, Any], part: str, name: str, *, default: float) -> float:
+    """Alpha in the header. Pattern keys are regular expressions to peft; from a file only plain names are taken."""
     try:
         for key, alpha in (adapter.get("alpha_pattern") or {}).items():
             plain = key.removeprefix("^").replace("\\", "")
             if not re.fullmatch(r"[\w.]+", plain):
                 raise _Misfit("its header names layers in an unknown way")
-            if name == plain or (key == plain and name.endswith(f".{plain}")):
+            here, there = _flat(part, name), _flat(part, plain)
+            if here == there or (not key.startswith("^") and here.endswith(f"_{there}")):
                 return float(alpha)
-        alpha = adapter.get("lora_alpha")
-        return None if alpha is None else float(alpha)
+        return float(adapter.get("lora_alpha", default))
     except (AttributeError, TypeError, ValueError) as error:
         raise _Misfit("its header is damaged") from error
 

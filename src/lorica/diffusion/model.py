@@ -4,14 +4,13 @@ SDXL and flow-matching transformers condition and noise differently. They will b
 methods, chosen in `LatentDiffusion.load` by the pipeline class that the checkpoint names.
 """
 
-import hashlib
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -19,20 +18,16 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
 )
-from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch import Tensor, nn
-from transformers import logging as transformers_logging
 
-from lorica.diffusion.lora import load_lora
+from lorica.diffusion.fingerprint import digests, sha256
+from lorica.diffusion.loading import BUILTIN, load_pipeline, model_name, quiet_libraries
+from lorica.diffusion.lora import adapted_layers, lora_parts
+from lorica.diffusion.lora_reading import load_lora
 from lorica.errors import LoricaError
 from lorica.progress import bar
-
-BUILTIN = "builtin"
-BUILTIN_FOLDER = Path(__file__).parent.parent / "assets" / "base"
 
 SCHEDULERS = {
     "ddim": DDIMScheduler,
@@ -41,13 +36,27 @@ SCHEDULERS = {
     "euler": EulerDiscreteScheduler,
     "pndm": PNDMScheduler,
 }
+# What a checkpoint says of its noise schedule and target. Named by these, not by the numbers computed from them,
+# whose last digit differs between processors.
+SCHEDULE_KEYS = (
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
+    "prediction_type",
+)  # fmt: skip
 
 
 def pick_device(device: str | None) -> torch.device:
-    """The named device, or CUDA where there is one."""
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise LoricaError(f"device {device!r} is not available", "This PyTorch sees no CUDA device; use --device cpu.")
+    """The named device, or CUDA where there is one.
+
+    Raises:
+        LoricaError: there is no such device here.
+    """
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # the latter: PyTorch without CUDA
+        raise LoricaError(
+            f"device {device!r} is not available", "Use --device cpu, or cuda where PyTorch sees a GPU."
+        ) from error
     return chosen
 
 
@@ -56,31 +65,46 @@ class LatentDiffusion:
 
     Noise schedule, latent scale and prediction type come from the checkpoint. Everything is in eval mode; gradients
     flow only into LoRA weights.
+
+    Args:
+        pipeline: a `StableDiffusionPipeline`, as `load` makes it. Moved, frozen and kept.
+        name: for reports.
+        device: where it runs; the CPU by default.
+        dtype: of the frozen weights.
+
+    Attributes:
+        resolution: side of its pictures in pixels.
+        latent_shape: (C, h, w) of its latents.
+        train_timesteps: number of noise levels; t is in [0, train_timesteps).
+        alphas_cumprod: abar_t (train_timesteps,) float64, the share of the picture in the variance of z_t.
+        prediction_type: "epsilon" or "v_prediction".
     """
 
     def __init__(
-        self, pipeline: StableDiffusionPipeline, *, name: str, device: torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:  # fmt: skip
+        self, pipeline: Any, *, name: str, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.pipeline = pipeline
         self.name = name
         self.unet: nn.Module = pipeline.unet
         self.text_encoder: nn.Module = pipeline.text_encoder
         self.device = device or torch.device("cpu")
-        for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-            module.requires_grad_(False).eval().to(self.device, dtype)
+        self.dtype = dtype
+        self._digests = digests(pipeline)  # before the cast: a model has one identity in all precisions
+        with quiet_libraries():
+            for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+                module.requires_grad_(False).eval().to(self.device, dtype)
         pipeline.set_progress_bar_config(disable=True)
 
         # DDPMScheduler resolves every beta schedule and zero-terminal-SNR rescaling that a checkpoint can name.
-        schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
-        self.prediction_type: str = schedule.config.prediction_type
-        self.train_timesteps: int = schedule.config.num_train_timesteps
-        self.alphas_cumprod: Tensor = schedule.alphas_cumprod.double()
+        self._schedule: Any = DDPMScheduler.from_config(pipeline.scheduler.config)
+        self.prediction_type: str = self._schedule.config.prediction_type
+        self.train_timesteps: int = self._schedule.config.num_train_timesteps
+        self.alphas_cumprod: Tensor = self._schedule.alphas_cumprod.double()
         self._signal = self.alphas_cumprod.sqrt().float().to(self.device)
         self._noise = (1 - self.alphas_cumprod).sqrt().float().to(self.device)
 
         self.latent_scale: float = pipeline.vae.config.scaling_factor
-        self.latent_shift: float = getattr(pipeline.vae.config, "shift_factor", None) or 0.0
+        self.latent_shift: float = pipeline.vae.config.get("shift_factor") or 0.0
         size = pipeline.unet.config.sample_size
         self.latent_shape: tuple[int, int, int] = (pipeline.unet.config.in_channels, size, size)
         self.resolution: int = size * pipeline.vae_scale_factor
@@ -88,7 +112,12 @@ class LatentDiffusion:
     # ----- loading ----------------------------------------------------------------------------------------------
     @classmethod
     def load(
-        cls, base: str = BUILTIN, *, device: str | None = None, dtype: torch.dtype = torch.float32, config: str | None = None
+        cls,
+        base: str = BUILTIN,
+        *,
+        device: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        config: str | None = None,
     ) -> "LatentDiffusion":
         """Load a base model.
 
@@ -103,19 +132,7 @@ class LatentDiffusion:
             LoricaError: nothing there, pickled weights, or a model that is not an epsilon- or v-predicting UNet.
         """
         target = pick_device(device)
-        pipeline = _load_pipeline(base, config)
-        if not isinstance(pipeline, StableDiffusionPipeline) or not isinstance(pipeline.unet, UNet2DConditionModel):
-            raise LoricaError(
-                f"base model {base} is a {type(pipeline).__name__}",
-                "Lorica works with Stable Diffusion 1.x and 2.x layouts (UNet, one text encoder).",
-            )
-        if pipeline.unet.config.in_channels != pipeline.vae.config.latent_channels:
-            raise LoricaError(f"base model {base} is an in-painting or editing model", "Give a text-to-image model.")
-        prediction = pipeline.scheduler.config.get("prediction_type", "epsilon")
-        if prediction not in ("epsilon", "v_prediction"):
-            raise LoricaError(f"base model {base} predicts {prediction!r}", "Supported: epsilon, v_prediction.")
-        name = base if base == BUILTIN or not Path(base).exists() else Path(base).stem
-        return cls(pipeline, name=name, device=target, dtype=dtype)
+        return cls(load_pipeline(base, config), name=model_name(base), device=target, dtype=dtype)
 
     def load_lora(self, path: Path) -> dict[str, Any]:
         """Load a LoRA file (PEFT/diffusers or kohya keys) on top; returns what is known of it (rank, alpha, ...)."""
@@ -124,29 +141,57 @@ class LatentDiffusion:
     @contextmanager
     def base_only(self) -> Iterator[None]:
         """Switch a loaded LoRA off inside the block: the base model on the very same inputs."""
-        adapted = [m for m in (self.pipeline.unet, self.pipeline.text_encoder) if getattr(m, "peft_config", None)]
-        for module in adapted:
-            module.disable_adapters()
+        active = [layer for layer in self._adapted_layers() if not layer.disable_adapters]
+        trained = [p for layer in active for p in layer.parameters() if p.requires_grad]
+        for layer in active:
+            layer.enable_adapters(False)
         try:
             yield
         finally:
-            for module in adapted:
-                module.enable_adapters()
+            for layer in active:
+                layer.enable_adapters(True)
+                layer.requires_grad_(False)  # peft makes a LoRA trainable whenever it is switched on
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Let the LoRA's dropout act inside the block; everything else stays in eval mode."""
+        for layer in self._dropout:
+            layer.train()
+        try:
+            yield
+        finally:
+            for layer in self._dropout:
+                layer.eval()
 
     @cached_property
-    def vae_fingerprint(self) -> str:
-        return _fingerprint(self.pipeline.vae, extra=f"{self.latent_scale}/{self.latent_shift}")
+    def _dropout(self) -> list[nn.Module]:
+        return [dropout for layer in self._adapted_layers() for dropout in layer.lora_dropout.values()]
 
-    @cached_property
-    def text_fingerprint(self) -> str:
-        return _fingerprint(self.pipeline.text_encoder, extra=repr(sorted(self.pipeline.tokenizer.get_vocab().items())))
+    def _adapted_layers(self) -> list[Any]:
+        return [layer for part in lora_parts(self.pipeline).values() for layer in adapted_layers(part).values()]
 
-    @cached_property
+    # ----- identity ---------------------------------------------------------------------------------------------
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 over base weights and schedule (LoRA weights left out), hexadecimal."""
-        schedule = hashlib.sha256(self.alphas_cumprod.numpy().tobytes() + self.prediction_type.encode()).hexdigest()
-        parts = (_fingerprint(self.pipeline.unet), self.vae_fingerprint, self.text_fingerprint, schedule)
-        return hashlib.sha256("".join(parts).encode()).hexdigest()
+        """SHA-256 over base weights and schedule, hexadecimal; the same with a LoRA on top and in any precision."""
+        schedule = repr([(key, self._schedule.config[key]) for key in SCHEDULE_KEYS])
+        return sha256(*self._digests.values(), schedule, *self._latent_scaling)
+
+    @property
+    def vae_fingerprint(self) -> str:
+        """Names what `encode_pictures` computes."""
+        return sha256(self._digests["vae"], *self._latent_scaling, str(self.dtype))
+
+    @property
+    def text_fingerprint(self) -> str:
+        """Names what `encode_captions` computes without a LoRA."""
+        return sha256(self._digests["text_encoder"], self._digests["tokenizer"], str(self.dtype))
+
+    @property
+    def _latent_scaling(self) -> tuple[str, str]:
+        return str(self.latent_scale), str(self.latent_shift)
 
     # ----- encoding ---------------------------------------------------------------------------------------------
     @torch.inference_mode()
@@ -161,16 +206,17 @@ class LatentDiffusion:
 
     def encode_captions(self, captions: Sequence[str]) -> Tensor:
         """Caption embeddings (B, L, D), as the pipeline itself makes them. Carries gradient into a text LoRA."""
-        tokens = self.pipeline.tokenizer(
-            list(captions), padding="max_length", truncation=True,
-            max_length=self.pipeline.tokenizer.model_max_length, return_tensors="pt",
-        )  # fmt: skip
-        mask = tokens.attention_mask.to(self.device) if self._uses_attention_mask else None
+        tokenizer = self.pipeline.tokenizer
+        tokens = tokenizer(
+            list(captions),
+            padding="max_length",
+            truncation=True,
+            max_length=tokenizer.model_max_length,
+            return_tensors="pt",
+        )
+        masked = getattr(self.pipeline.text_encoder.config, "use_attention_mask", False)
+        mask = tokens.attention_mask.to(self.device) if masked else None
         return self.text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0]
-
-    @property
-    def _uses_attention_mask(self) -> bool:
-        return bool(getattr(self.pipeline.text_encoder.config, "use_attention_mask", False))
 
     # ----- the objective's raw material -------------------------------------------------------------------------
     def add_noise(self, latents: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -198,15 +244,19 @@ class LatentDiffusion:
         prediction = self.unet(self.add_noise(latents, t, noise).to(self.dtype), t, context.to(self.dtype)).sample
         return (prediction.float() - self.target(latents, t, noise).float()).square()
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.pipeline.unet.dtype
-
     # ----- pictures ---------------------------------------------------------------------------------------------
+    @torch.inference_mode()
     def sample(
-        self, captions: Sequence[str], *, seed: int | Sequence[int], steps: int = 30, guidance: float = 4.0,
-        scheduler: str = "ddim", batch_size: int = 16, progress: bool = True,
-    ) -> list[Image.Image]:  # fmt: skip
+        self,
+        captions: Sequence[str],
+        *,
+        seed: int | Sequence[int],
+        steps: int = 30,
+        guidance: float = 4.0,
+        scheduler: str = "ddim",
+        batch_size: int = 16,
+        progress: bool = True,
+    ) -> list[Image.Image]:
         """Draw one picture per caption.
 
         Args:
@@ -215,68 +265,46 @@ class LatentDiffusion:
             steps: denoising steps.
             guidance: classifier-free guidance scale; 1 switches guidance off.
             scheduler: one of `SCHEDULERS`.
-            batch_size: pictures per UNet call.
+            batch_size: pictures per UNet call; no picture depends on it but by floating-point rounding.
             progress: show a progress bar.
+
+        Raises:
+            LoricaError: no such scheduler, or one that cannot follow the model's noise schedule.
         """
-        if scheduler not in SCHEDULERS:
-            raise LoricaError(f"unknown scheduler {scheduler!r}", f"Known: {', '.join(SCHEDULERS)}.")
         seeds = [seed + i for i in range(len(captions))] if isinstance(seed, int) else list(seed)
-        kept, drawn = self.pipeline.scheduler, []
-        self.pipeline.scheduler = SCHEDULERS[scheduler].from_config(kept.config)
-        try:
-            with bar() as progress_bar, torch.inference_mode():
-                task = progress_bar.add_task("drawing pictures", total=len(captions), visible=progress)
-                for start in range(0, len(captions), batch_size):
-                    chosen = slice(start, start + batch_size)
-                    drawn += self.pipeline(
-                        prompt=list(captions[chosen]), num_inference_steps=steps, guidance_scale=guidance,
-                        generator=[torch.Generator().manual_seed(s) for s in seeds[chosen]],
-                        height=self.resolution, width=self.resolution,
-                    ).images  # fmt: skip
-                    progress_bar.update(task, completed=len(drawn))
-        finally:
-            self.pipeline.scheduler = kept
+        if len(seeds) != len(captions):
+            raise ValueError(f"{len(seeds)} seeds for {len(captions)} captions")
+        drawn: list[Image.Image] = []
+        with bar() as progress_bar, self._sampling_with(scheduler):
+            task = progress_bar.add_task("drawing pictures", total=len(captions), visible=progress)
+            for start in range(0, len(captions), batch_size):
+                chosen = slice(start, start + batch_size)
+                drawn += self.pipeline(
+                    prompt=list(captions[chosen]),
+                    num_inference_steps=steps,
+                    guidance_scale=guidance,
+                    generator=[torch.Generator().manual_seed(s) for s in seeds[chosen]],
+                    height=self.resolution,
+                    width=self.resolution,
+                ).images
+                progress_bar.update(task, completed=len(drawn))
         return drawn
 
-
-def _load_pipeline(base: str, config: str | None) -> Any:
-    path = BUILTIN_FOLDER if base == BUILTIN else Path(base)
-    # Checkpoints without a safety checker are normal here; the libraries' reminders about it are noise.
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    diffusers_logging.disable_progress_bar()
-    options: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
-    try:
-        if path.is_file():
-            if path.suffix != ".safetensors":
-                raise LoricaError(f"{path} is not a .safetensors file", "Pickled checkpoints can run code: convert it first.")
-            if config is not None:
-                options |= {"config": config}
-            return StableDiffusionPipeline.from_single_file(str(path), **options)
-        if path.is_dir():
-            if not (path / "model_index.json").is_file():
-                raise LoricaError(f"{path} holds no model_index.json", "Give a folder in the diffusers layout, e.g. one written by save_pretrained.")
-            return StableDiffusionPipeline.from_pretrained(str(path), local_files_only=True, use_safetensors=True, **options)
-        if path.is_absolute() or base.startswith((".", "~")) or base.count("/") != 1:
-            raise LoricaError(f"base model not found: {base}", "Give 'builtin', a folder, a .safetensors file or a hub id like owner/name.")
-        return StableDiffusionPipeline.from_pretrained(base, use_safetensors=True, **options)
-    except LoricaError:
-        raise
-    except Exception as error:  # the libraries raise anything from OSError to KeyError for a bad folder
-        summary = str(error).strip().splitlines()
-        raise LoricaError(
-            f"base model {base} cannot be loaded: {type(error).__name__}: {summary[0] if summary else ''}",
-            "It must be a Stable Diffusion 1.x/2.x text-to-image model with safetensors weights"
-            + ("." if path.exists() else "; for a hub id, check the name, the network and your access token."),
-        ) from error
-
-
-def _fingerprint(module: nn.Module, extra: str = "") -> str:
-    digest = hashlib.sha256(extra.encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        if "lora_" in name:
-            continue
-        digest.update(name.replace(".base_layer", "").encode())
-        digest.update(np.ascontiguousarray(tensor.detach().cpu().view(torch.uint8).numpy()) if tensor.dim() else str(tensor.item()).encode())
-    return digest.hexdigest()
+    @contextmanager
+    def _sampling_with(self, name: str) -> Iterator[None]:
+        if name not in SCHEDULERS:
+            raise LoricaError(f"unknown scheduler {name!r}", f"Known: {', '.join(SCHEDULERS)}.")
+        kept = self.pipeline.scheduler
+        # Clipping is for pixels. Some schedulers clip by default, where the checkpoint's own knows no such option.
+        chosen = SCHEDULERS[name].from_config(kept.config, clip_sample=False)
+        option = "rescale_betas_zero_snr"
+        if kept.config.get(option) and option not in inspect.signature(SCHEDULERS[name].__init__).parameters:
+            raise LoricaError(
+                f"scheduler {name!r} cannot follow this model's noise schedule (zero terminal SNR)",
+                "Use ddim, ddpm, dpm++ or euler.",
+            )
+        self.pipeline.scheduler = chosen
+        try:
+            yield
+        finally:
+            self.pipeline.scheduler = kept

@@ -1,6 +1,8 @@
 """How good generated pictures are: FID and KID over a named feature extractor."""
 
+# Importing an extractor's module registers it.
+from lorica.quality import builtin, inception
 from lorica.quality.extractors import EXTRACTORS, Extractor
 from lorica.quality.metrics import fid, kid, measure
 
-__all__ = ["EXTRACTORS", "Extractor", "fid", "kid", "measure"]
+__all__ = ["EXTRACTORS", "Extractor", "builtin", "fid", "inception", "kid", "measure"]

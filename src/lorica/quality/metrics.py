@@ -50,7 +50,7 @@ def measure(
         negative where the two sets hardly differ.
 
     Raises:
-        LoricaError: too few pictures, pictures of several sizes, an unknown extractor, one whose weights cannot be had.
+        LoricaError: too few pictures, pictures of several sizes, or an extractor that is unknown or cannot be had.
     """
     if isinstance(extractor, str):
         extractor = EXTRACTORS[extractor]()
@@ -97,8 +97,8 @@ def kid(
     Bińkowski et al. 2018 (arXiv 1801.01401), section 4.
 
     Returns:
-        {"value": mean over the subsets, "std": standard deviation between them (not a standard error: subsets overlap),
-        "subset_size", "subsets", "seed"}.
+        {"value": mean over the subsets, "std": standard deviation between them, "subset_size", "subsets", "seed"}. The
+        deviation is no standard error: it describes single subsets, which overlap.
 
     Raises:
         LoricaError: as for `fid`, or a subset larger than the smaller set.

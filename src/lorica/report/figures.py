@@ -72,7 +72,7 @@ def roc(runs: Sequence[ReportRun], scale: Literal["log", "linear"]) -> go.Figure
     )
     left = floor if scale == "log" else 0
     figure.add_vrect(x0=left, x1=min(1.0, 10 * resolution), fillcolor=SHADE, line_width=0, layer="below")
-    ticks = [t for t in (0.0001, 0.001, 0.01, 0.05, 0.1, 0.5, 1.0) if t >= floor]
+    ticks = [t for t in (0.0001, 0.001, 0.01, 0.05, 0.1, 0.3, 1.0) if t >= floor]
     axis: dict[str, Any] = {"range": [0, 1], "tickformat": ".0%"}
     if scale == "log":
         axis = {

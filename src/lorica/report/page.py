@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 from plotly.offline import get_plotlyjs
@@ -22,6 +22,7 @@ from lorica.report import figures, words
 from lorica.report.look import DARK, looks
 from lorica.report.run import Estimate, ReportRun, finite
 
+_TEMPLATES = Path(__file__).parent / "templates"
 _PICTURE_SIDE = 384  # longest side of an embedded picture; enough to look at, and a page stays a few megabytes
 
 
@@ -124,16 +125,14 @@ def _complete(runs: Sequence[ReportRun]) -> list[ReportRun]:
 
 def _render(runs: list[ReportRun], title: str, command: str) -> str:
     environment = Environment(
-        loader=PackageLoader("lorica.report"),
+        loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"number": words.number, "percent": words.percent, "listed": words.listed}
-    source = environment.loader.get_source if environment.loader else None
-    assert source is not None
-    style, code = (source(environment, name)[0] for name in ("style.css", "report.js"))
+    style, code = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "report.js"))
     scripts = [Markup(get_plotlyjs()), Markup(code)]
     audited = [run for run in runs if run.attacks]
     strongest = [_strongest(run, index, runs) for index, run in enumerate(runs)]

@@ -140,9 +140,8 @@ def load_run(audit_folder: Path, run_folder: Path | None = None) -> ReportRun:
     quality = next((folder / "quality.json" for folder in folders if (folder / "quality.json").is_file()), None)
     grids = sorted((run_folder / "samples").glob("step_*.png"))[-1:] if run_folder is not None else []
     target = audit.get("target")
-    objective = target.get("objective") if isinstance(target, dict) else None
     return ReportRun(
-        label=_known_name(str(objective)) if objective else audit_folder.name,
+        label=_name(target if isinstance(target, dict) else {}) or audit_folder.name,
         audit=audit,
         metrics=_read_lines(run_folder / "metrics.jsonl") if run_folder is not None else [],
         quality=read_json(quality, "quality result") if quality is not None else None,
@@ -151,9 +150,14 @@ def load_run(audit_folder: Path, run_folder: Path | None = None) -> ReportRun:
     )
 
 
-def _known_name(objective: str) -> str:
-    """smp-lora -> SMP-LoRA."""
-    return "-".join("LoRA" if part == "lora" else part.upper() for part in objective.split("-"))
+def _name(target: dict[str, Any]) -> str | None:
+    """What to call the audited model: its objective (smp-lora: SMP-LoRA) or its file; None if both say nothing."""
+    if objective := target.get("objective"):
+        return "-".join("LoRA" if part == "lora" else part.upper() for part in str(objective).split("-"))
+    if "lora" in target and target["lora"] is None:
+        return "Base model"
+    stem = Path(str(target.get("lora") or "")).stem
+    return stem if stem != "pytorch_lora_weights" else None
 
 
 def _step(grid: Path) -> str:

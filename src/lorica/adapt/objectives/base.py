@@ -29,7 +29,7 @@ class Objective(ABC):
 
     @abstractmethod
     def loss(self, adaptation_loss: Tensor, gain: Tensor | None) -> Tensor:
-        """Scalar to minimise, from the batch's scalar adaptation loss and scalar MI gain (<= 0; None without proxy)."""
+        """Scalar to minimise, from a batch's scalar adaptation loss and scalar MI gain (<= 0; None without proxy)."""
 
 
 OBJECTIVES: Registry[Objective] = Registry("objective")

@@ -24,9 +24,10 @@
       copy.data = copy.data.filter((trace) => !trace.meta || trace.meta.attack === chosen.attack);
       copy.data.forEach((trace) => trace.meta && Object.assign(trace, { showlegend: true, opacity: 1, line: { ...trace.line, ...trace.meta.alone } }));
     }
-    // Printing lays the page out anew without telling the plots: give them the width of a sheet beforehand.
-    if (onPaper) copy.layout.width = plot.classList.contains("tall") ? 630 : 290;
-    const displayModeBar = plot.classList.contains("tall") && "hover";
+    // Printing lays the page out anew without telling the plots: give them their size on a sheet beforehand.
+    const tall = plot.classList.contains("tall");
+    if (onPaper) Object.assign(copy.layout, tall ? { width: 640, height: 400 } : { width: 290, height: 240 });
+    const displayModeBar = tall && "hover";
     return Plotly.react(plot, copy.data, copy.layout, { responsive: true, displaylogo: false, displayModeBar, modeBarButtons: tools });
   };
 

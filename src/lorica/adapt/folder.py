@@ -1,0 +1,103 @@
+"""The output folder of a run: what lies where, whether a run may start there, and what a resumed run may change."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lorica.adapt.config import AdaptConfig
+from lorica.adapt.monitor import METRICS_FILE
+from lorica.adapt.state import completed_steps
+from lorica.artefacts import prepare_output, read_json, write_text
+from lorica.config import load, walk
+from lorica.data.split import Split
+from lorica.diffusion.lora import KOHYA_FILE, PEFT_FILE
+from lorica.errors import LoricaError
+
+CONFIG_FILE, SPLIT_FILE, RUN_FILE = "config.yaml", "split.json", "run.json"
+RESUME_FILE = Path("checkpoints") / "resume.safetensors"
+# What a resumed run may change: how it is watched and how long it is; and where its inputs lie, as those are
+# recognised by content. Never what a step computes.
+FREE_ON_RESUME = {
+    "resume", "overwrite", "steps", "output", "device", "cache", "log_every", "validate_every", "validation_pictures",
+    "sample_every", "sample_captions", "checkpoint_every", "keep_checkpoints", "data", "base", "split.nonmembers",
+}  # fmt: skip
+
+
+def check_output(config: AdaptConfig) -> None:
+    """Prove that a run may start in its output folder; changes nothing there.
+
+    Raises:
+        LoricaError: the folder holds a run and neither --resume nor --overwrite is given, cannot be written, or holds
+            a run of another configuration than the one to resume.
+    """
+    _refuse_both(config)
+    prepare_output(config.output, marker=CONFIG_FILE, resume=config.resume, overwrite=config.overwrite)
+    file = config.output / CONFIG_FILE
+    if not (config.resume and file.exists()):
+        return
+    before = load(AdaptConfig, file=file)
+    changed = [
+        f"{key} (was {_leaf(before, key)}, now {_leaf(config, key)})"
+        for key, _ in walk(AdaptConfig)
+        if key not in FREE_ON_RESUME and _leaf(before, key) != _leaf(config, key)
+    ]
+    if changed:
+        raise LoricaError(
+            f"--resume with another configuration than the run in {config.output}: {', '.join(changed)}",
+            f"Take the values of {file} (--config {file}), or start a new run elsewhere.",
+        )
+    done = completed_steps(config.output / RESUME_FILE)
+    if done > config.steps:
+        raise LoricaError(
+            f"the run in {config.output} has already taken {done} steps, more than --steps {config.steps}",
+            "Give at least as many steps; checkpoints/ may hold the weights after fewer.",
+        )
+
+
+def finished(config: AdaptConfig) -> dict[str, Any] | None:
+    """The record of the run to resume, when nothing is left of it to do."""
+    if not config.resume or completed_steps(config.output / RESUME_FILE) != config.steps:
+        return None
+    if not all((config.output / name).is_file() for name in (RUN_FILE, PEFT_FILE, KOHYA_FILE)):
+        return None
+    record: dict[str, Any] = read_json(config.output / RUN_FILE, "record of the run")
+    return record if record["config"]["steps"] == config.steps else None
+
+
+def begin(config: AdaptConfig, split: Split) -> None:
+    """Write configuration and split, in place of an earlier run where the user said so.
+
+    Called once all inputs have proved good: a mistyped path loses nothing.
+    """
+    if not config.resume:
+        if (config.output / CONFIG_FILE).exists():
+            _clear(config.output)
+        (config.output / RESUME_FILE).unlink(missing_ok=True)
+    write_text(config.output / CONFIG_FILE, settled(config).to_yaml())
+    if not (config.resume and (config.output / SPLIT_FILE).exists()):
+        split.save(config.output / SPLIT_FILE)
+
+
+def settled(config: AdaptConfig) -> AdaptConfig:
+    """The configuration as kept: --config with it must neither resume nor overwrite by itself."""
+    return config.model_copy(update={"resume": False, "overwrite": False})
+
+
+def _refuse_both(config: AdaptConfig) -> None:
+    if config.resume and config.overwrite:
+        raise LoricaError("--resume and --overwrite contradict each other", "Give one of them.")
+
+
+def _leaf(config: AdaptConfig, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _clear(output: Path) -> None:
+    for name in ("checkpoints", "samples", "tensorboard"):
+        shutil.rmtree(output / name, ignore_errors=True)
+    # The configuration goes last: as long as it is there, the folder counts as a run.
+    for name in (RUN_FILE, PEFT_FILE, KOHYA_FILE, METRICS_FILE, SPLIT_FILE, CONFIG_FILE):
+        (output / name).unlink(missing_ok=True)

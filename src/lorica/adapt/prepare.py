@@ -1,0 +1,171 @@
+"""Everything before the first step: split, encoded pools, LoRA, attacker and optimisers, all from the seed."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from lorica.adapt.config import AdaptConfig
+from lorica.adapt.draws import stable_seed
+from lorica.adapt.folder import SPLIT_FILE
+from lorica.adapt.losses import Validation, expected_loss
+from lorica.adapt.objectives import OBJECTIVES
+from lorica.adapt.proxy import Proxy
+from lorica.adapt.state import State
+from lorica.adapt.step import Pool, Pools, Step
+from lorica.data.pictures import read_folder
+from lorica.data.split import Split, make_split
+from lorica.diffusion import Encoded, LatentDiffusion, add_lora, encode
+from lorica.diffusion.model import pick_device
+from lorica.errors import LoricaError
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is ready to go, with everything that changes during it in `state`."""
+
+    model: LatentDiffusion
+    split: Split
+    step: Step
+    state: State
+    validation: Validation
+    captions: list[str]
+    """Of the sample grid."""
+
+
+def connect(config: AdaptConfig) -> Accelerator:
+    """The processes of this run, one or those that torchrun started, and the device of this one.
+
+    Raises:
+        LoricaError: no such device, or a precision that it cannot train in.
+    """
+    device = pick_device(config.device)
+    if config.precision == "fp16" and device.type == "cpu":
+        raise LoricaError("precision fp16 needs a GPU", "Use --precision fp32 or bf16 on a CPU.")
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
+    # Precision is handled in `Step`: accelerate's is a setting of the whole interpreter, so that a second run of
+    # another precision could not follow.
+    return Accelerator(mixed_precision="no", cpu=device.type == "cpu")
+
+
+def choose_split(config: AdaptConfig) -> Split:
+    """The run's own split on resume, a given one, or a new one; the same in every process."""
+    own = config.output / SPLIT_FILE
+    if config.resume and own.exists():
+        return Split.load(own, data=config.data, nonmember_data=config.split.nonmembers)
+    if config.split.file is not None:
+        return Split.load(config.split.file, data=config.data, nonmember_data=config.split.nonmembers)
+    nonmembers = read_folder(config.split.nonmembers) if config.split.nonmembers is not None else None
+    return make_split(
+        read_folder(config.data), nonmembers, seed=config.seed, holdout=config.split.holdout, aux=config.split.aux,
+        counts=config.split.counts,
+    )  # fmt: skip
+
+
+def assemble(
+    config: AdaptConfig, accelerator: Accelerator, model: LatentDiffusion, split: Split, *, resuming: bool
+) -> Job:
+    """Encode the pictures, add LoRA and attacker, and make their optimisers.
+
+    Args:
+        config: of the run.
+        accelerator: connects the processes; the main one encodes, the others read its cache.
+        model: the base model.
+        split: the pictures.
+        resuming: a checkpoint will be loaded, so that what is in it need not be measured.
+    """
+    identity = {
+        "base model": model.fingerprint,
+        "pictures or captions": _digest(split),
+        "number of processes": str(accelerator.num_processes),
+    }
+    cache = config.cache or config.output / "cache"
+    with accelerator.main_process_first():
+        encoded = {group: encode(model, pictures, cache) for group, pictures in split.groups.items()}
+    parameters, optimiser = _add_lora(config, model)
+    proxy, proxy_optimiser = None, None
+    if OBJECTIVES[config.objective].needs_proxy:
+        proxy, proxy_optimiser = _add_proxy(config, model, encoded, measure=not resuming)
+    step = Step(
+        model,
+        _pools(config, model, split, encoded),
+        parameters,
+        optimiser,
+        proxy,
+        proxy_optimiser,
+        config,
+        accelerator,
+    )
+    return Job(
+        model=model,
+        split=split,
+        step=step,
+        state=State(parameters, optimiser, proxy, proxy_optimiser, step.scaler, identity),
+        validation=_validation(config, split, encoded),
+        captions=config.sample_captions or [p.caption for p in split.groups["test_members"][:8]],
+    )
+
+
+def _digest(split: Split) -> str:
+    parts = [f"{group}\x1f{p.sha256}\x1f{p.caption}" for group, pictures in split.groups.items() for p in pictures]
+    return hashlib.sha256("\x1e".join(parts).encode()).hexdigest()
+
+
+def _add_lora(config: AdaptConfig, model: LatentDiffusion) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
+    torch.manual_seed(stable_seed(config.seed, "initial LoRA"))
+    parameters = add_lora(model.pipeline, config.lora)
+    if config.gradient_checkpointing:
+        model.pipeline.unet.enable_gradient_checkpointing()
+    unet = [p for p in model.unet.parameters() if p.requires_grad]
+    text = [p for p in model.text_encoder.parameters() if p.requires_grad]
+    groups = [{"params": unet, "lr": config.learning_rate}]
+    if text:
+        groups.append({"params": text, "lr": config.text_encoder_learning_rate})
+    return parameters, torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+
+
+def _add_proxy(
+    config: AdaptConfig, model: LatentDiffusion, encoded: dict[str, Encoded], *, measure: bool
+) -> tuple[Proxy, torch.optim.Optimizer]:
+    expected = torch.ones(model.train_timesteps)
+    if measure and config.proxy.input == "calibrated":  # the LoRA is still zero: this is the base model
+        pictures = [
+            encoded[group].take(range(min(24, len(encoded[group])))) for group in ("aux_members", "aux_nonmembers")
+        ]
+        expected = torch.stack([expected_loss(model, some, config.seed) for some in pictures]).mean(0)
+    torch.manual_seed(stable_seed(config.seed, "initial proxy"))
+    proxy = Proxy(model.latent_shape, config.proxy, expected).to(model.device)
+    return proxy, torch.optim.Adam(
+        proxy.parameters(), lr=config.proxy.learning_rate, weight_decay=config.proxy.weight_decay, fused=True
+    )
+
+
+def _pools(config: AdaptConfig, model: LatentDiffusion, split: Split, encoded: dict[str, Encoded]) -> Pools:
+    def pool(name: str, *groups: str) -> Pool:
+        contexts = torch.cat([encoded[group].contexts for group in groups]).to(model.device)
+        return Pool(
+            name,
+            torch.cat([encoded[group].latents for group in groups]).to(model.device),
+            None if config.lora.text_encoder else contexts,
+            tuple(picture.caption for group in groups for picture in split.groups[group]),
+        )
+
+    return Pools(
+        train=pool("train", "aux_members", "test_members"),
+        aux_members=pool("aux members", "aux_members"),
+        aux_nonmembers=pool("aux non-members", "aux_nonmembers"),
+    )
+
+
+def _validation(config: AdaptConfig, split: Split, encoded: dict[str, Encoded]) -> Validation:
+    groups = {"val_member": "test_members", "val_nonmember": "test_nonmembers"}
+    shown = {name: range(min(config.validation_pictures, len(encoded[group]))) for name, group in groups.items()}
+    captions = {name: [split.groups[group][i].caption for i in shown[name]] for name, group in groups.items()}
+    return Validation(
+        {name: encoded[group].take(shown[name]) for name, group in groups.items()},
+        captions if config.lora.text_encoder else {},
+        config.seed,
+    )

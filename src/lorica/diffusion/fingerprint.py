@@ -1,0 +1,36 @@
+"""The identity of a base model: what its weights, tokenizer and noise schedule are, wherever it was loaded from."""
+
+import hashlib
+from typing import Any
+
+from torch import nn
+
+
+def sha256(*parts: str) -> str:
+    """Of several texts together, hexadecimal."""
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+
+
+def digests(pipeline: Any) -> dict[str, str]:
+    """SHA-256 of the weights of "unet", "vae" and "text_encoder", and of the "tokenizer"."""
+    tokenizer = pipeline.tokenizer
+    vocabulary = repr((sorted(tokenizer.get_vocab().items()), tokenizer.model_max_length, tokenizer.pad_token))
+    weights = {part: weights_digest(getattr(pipeline, part)) for part in ("unet", "vae", "text_encoder")}
+    return weights | {"tokenizer": sha256(vocabulary)}
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 of names and float32 values, without LoRA weights, and whatever peft and transformers do to the names.
+
+    A checkpoint stored in half precision has the same digest as its copy in float32: the conversion is exact.
+    """
+    named = [
+        (name.replace(".base_layer", "").removeprefix("text_model."), parameter)
+        for name, parameter in module.named_parameters()
+        if "lora_" not in name
+    ]
+    digest = hashlib.sha256()
+    for name, parameter in sorted(named, key=lambda item: item[0]):
+        digest.update(name.encode())
+        digest.update(parameter.detach().float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()

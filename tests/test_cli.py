@@ -1,0 +1,192 @@
+"""The command line: what a user types, what is printed, and the exit code."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from lorica.adapt import AdaptConfig
+from lorica.audit import AuditConfig
+from lorica.cli import main
+from lorica.config import walk
+from lorica.data.cohort import write_cohort
+from lorica.demo import DemoConfig
+from lorica.generate import GenerateConfig
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, " ".join(err.split())  # rich folds lines
+
+
+@pytest.fixture
+def lorica(monkeypatch, capsys):
+    """Call the command line in this process."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["lorica", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return Result(int(stop.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory) -> Path:
+    return write_cohort(tmp_path_factory.mktemp("people") / "pictures", 16, seed=0)
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory, people, tiny_pipeline_folder) -> Path:
+    """One short `lorica adapt` on the tiny model."""
+    output = tmp_path_factory.mktemp("run") / "run"
+    config = AdaptConfig(data=people, output=output, base=str(tiny_pipeline_folder), steps=3, batch_size=2, validation_pictures=2, sample_every=0, device="cpu")
+    from lorica.adapt import run
+
+    run(config)
+    return output
+
+
+@pytest.mark.parametrize(("verb", "cls"), [("adapt", AdaptConfig), ("audit", AuditConfig), ("generate", GenerateConfig), ("demo", DemoConfig)])
+def test_help_teaches_every_key_of_the_configuration(lorica, verb, cls):
+    shown = lorica(verb, "--help").out
+    for key, field in walk(cls):
+        flag = key.replace(".", "-").replace("_", "-")
+        assert flag in shown or key.upper() in shown, key
+        assert field.description, f"{key} has no description"
+
+
+def test_print_config_is_a_config_file_that_gives_the_same_configuration(lorica, tmp_path):
+    arguments = ["adapt", "pictures", "--output", "out", "--lora-rank", "4", "--set", "proxy.dropout=0.1", "--steps", "7"]
+    first = lorica(*arguments, "--print-config")
+    file = tmp_path / "config.yaml"
+    file.write_text(first.out)
+    assert lorica("adapt", "--config", file, "--print-config").out == first.out
+    values = yaml.safe_load(first.out)
+    assert (values["lora"]["rank"], values["proxy"]["dropout"], values["steps"]) == (4, 0.1, 7)
+
+
+def test_a_command_line_option_wins_over_set_and_set_over_the_file(lorica, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("data: a\noutput: b\nsteps: 1\nseed: 1\nlam: 0.1\n")
+    shown = yaml.safe_load(lorica("adapt", "--config", file, "--set", "steps=2", "--set", "seed=2", "--seed", "3", "--print-config").out)
+    assert (shown["steps"], shown["seed"], shown["lam"]) == (2, 3, 0.1)
+
+
+def test_an_unknown_key_is_named_with_the_nearest_one(lorica, tmp_path):
+    found = lorica("adapt", "pictures", "--output", tmp_path / "o", "--set", "lora.rnak=4")
+    assert found.code == 2 and "lora.rnak" in found.err and "lora.rank" in found.err
+
+
+def test_a_value_out_of_range_is_refused_before_any_work(lorica, tmp_path):
+    found = lorica("adapt", "pictures", "--output", tmp_path / "o", "--steps", "many")
+    assert found.code == 2 and "steps" in found.err and not (tmp_path / "o").exists()
+
+
+def test_an_unknown_option_exits_with_2(lorica):
+    assert lorica("adapt", "--no-such-option").code == 2
+
+
+def test_adapt_audit_generate_and_report_work_one_after_the_other(lorica, finished_run, tiny_pipeline_folder, tmp_path, people):
+    base = ("--base", tiny_pipeline_folder, "--device", "cpu")
+    audit = tmp_path / "audit"
+    found = lorica("audit", *base, "--lora", finished_run, "--output", audit, "--settings", "{nn-loss: {epochs: 2}}")
+    assert found.code == 0, found.err
+    result = json.loads((audit / "audit.json").read_text())
+    assert result["verdict"]["text"].split()[0] in found.err
+    assert (audit / "report.html").stat().st_size > 1000
+    drawn = lorica("generate", *base, "--lora", finished_run, "--captions", "a person", "--steps", 2, "--output", tmp_path / "drawn")
+    assert drawn.code == 0 and (tmp_path / "drawn" / "pictures" / "000000.png").exists()
+    compared = lorica("report", audit, audit, "--output", tmp_path / "compare.html")
+    assert compared.code == 0 and (tmp_path / "compare.html").exists()
+
+
+def test_a_release_gate_that_fails_exits_with_3_and_one_that_holds_with_0(lorica, finished_run, tiny_pipeline_folder, tmp_path):
+    arguments = ("audit", "--base", tiny_pipeline_folder, "--device", "cpu", "--lora", finished_run, "--attacks", "loss", "--output", tmp_path / "a")
+    failed = lorica(*arguments, "--fail-if", "asr>0.01")
+    assert failed.code == 3 and "asr>0.01" in failed.err
+    assert lorica(*arguments, "--fail-if", "auc>1").code == 0
+
+
+# ----- mistakes a first-time user makes -----------------------------------------------------------------------------
+def adapt_arguments(data: Path, output: Path, base: Path) -> tuple[object, ...]:
+    return ("adapt", data, "--output", output, "--base", base, "--device", "cpu", "--steps", 1)
+
+
+def test_an_empty_folder_is_refused(lorica, tmp_path, tiny_pipeline_folder):
+    (tmp_path / "empty").mkdir()
+    found = lorica(*adapt_arguments(tmp_path / "empty", tmp_path / "o", tiny_pipeline_folder))
+    assert found.code == 2 and "empty" in found.err
+
+
+def test_one_picture_is_refused(lorica, tmp_path, tiny_pipeline_folder):
+    folder = write_cohort(tmp_path / "one", 1, seed=0)
+    assert lorica(*adapt_arguments(folder, tmp_path / "o", tiny_pipeline_folder)).code == 2
+
+
+def test_missing_captions_are_named(lorica, tmp_path, people, tiny_pipeline_folder):
+    folder = Path(shutil.copytree(people, tmp_path / "people"))
+    (folder / "person_00003.txt").unlink()
+    found = lorica(*adapt_arguments(folder, tmp_path / "o", tiny_pipeline_folder))
+    assert found.code == 2 and "person_00003" in found.err
+
+
+def test_an_unreadable_picture_is_named(lorica, tmp_path, people, tiny_pipeline_folder):
+    folder = Path(shutil.copytree(people, tmp_path / "people"))
+    broken = folder / "person_00005.png"
+    broken.write_bytes(broken.read_bytes()[:300])
+    found = lorica(*adapt_arguments(folder, tmp_path / "o", tiny_pipeline_folder))
+    assert found.code == 2 and "person_00005" in found.err
+
+
+def test_a_folder_that_is_no_model_is_refused(lorica, tmp_path, people):
+    found = lorica(*adapt_arguments(people, tmp_path / "o", people))
+    assert found.code == 2 and "model_index.json" in found.err
+
+
+def test_an_output_that_cannot_be_written_is_refused(lorica, tmp_path, people, tiny_pipeline_folder):
+    (tmp_path / "file").write_text("in the way")
+    found = lorica(*adapt_arguments(people, tmp_path / "file" / "o", tiny_pipeline_folder))
+    assert found.code == 2 and (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_finished_run_is_not_overwritten_without_being_asked(lorica, finished_run, people, tiny_pipeline_folder):
+    before = (finished_run / "pytorch_lora_weights.safetensors").read_bytes()
+    found = lorica(*adapt_arguments(people, finished_run, tiny_pipeline_folder))
+    assert found.code == 2 and "--resume" in found.err and "--overwrite" in found.err
+    assert (finished_run / "pytorch_lora_weights.safetensors").read_bytes() == before
+
+
+def test_a_lora_of_another_model_is_refused(lorica, finished_run, tmp_path):
+    found = lorica("audit", "--base", "builtin", "--device", "cpu", "--lora", finished_run, "--output", tmp_path / "a")
+    assert found.code == 2 and "base" in found.err
+
+
+def test_a_split_that_overlaps_is_refused(lorica, finished_run, tiny_pipeline_folder, tmp_path):
+    split = json.loads((finished_run / "split.json").read_text())
+    groups = split["groups"]
+    groups["test_nonmembers"][0] = groups["test_members"][0]
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    found = lorica("audit", "--base", tiny_pipeline_folder, "--device", "cpu", "--lora", finished_run, "--split", tmp_path / "split.json", "--output", tmp_path / "a")
+    assert found.code == 2
+
+
+def test_pictures_that_are_both_member_and_nonmember_are_refused(lorica, tmp_path, people, tiny_pipeline_folder):
+    found = lorica(*adapt_arguments(people, tmp_path / "o", tiny_pipeline_folder), "--split-nonmembers", people)
+    assert found.code == 2 and "person_" in found.err
+
+
+def test_a_hostile_caption_reaches_the_terminal_as_text(lorica, tmp_path, tiny_pipeline_folder):
+    folder = tmp_path / "[red]people[/]"
+    folder.mkdir()
+    Image.new("RGB", (64, 64)).save(folder / "a.png")
+    found = lorica(*adapt_arguments(folder, tmp_path / "o", tiny_pipeline_folder))
+    assert found.code == 2 and "[red]" in found.err
