@@ -49,7 +49,9 @@ def _unet_name(name: str, per_block: int, up_block_types: tuple[str, ...]) -> st
     for ours, original in _UNET_ENDS.items():
         if name.startswith(f"{ours}."):
             return original + name.removeprefix(ours)
-    match = re.fullmatch(r"(down|mid|up)_blocks?(?:\.(\d+))?\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", name)
+    match = re.fullmatch(
+        r"(down|mid|up)_blocks?(?:\.(\d+))?\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", name
+    )
     assert match is not None, name
     side, block, kind, index = match[1], int(match[2] or 0), match[3], int(match[4])
     rest = match[5]
@@ -63,7 +65,9 @@ def _unet_name(name: str, per_block: int, up_block_types: tuple[str, ...]) -> st
         return f"input_blocks.{1 + block * per_block + per_block - 1}.0.{rest.replace('conv', 'op')}"
     if kind == "upsamplers":
         place, index = (2 if "CrossAttn" in up_block_types[block] else 1), per_block - 1
-    return f"{'input_blocks' if side == 'down' else 'output_blocks'}.{block * per_block + index + (side == 'down')}.{place}.{rest}"
+    if side == "down":
+        return f"input_blocks.{1 + block * per_block + index}.{place}.{rest}"
+    return f"output_blocks.{block * per_block + index}.{place}.{rest}"
 
 
 def _vae_name(name: str, blocks: int) -> str:

@@ -185,7 +185,7 @@ def test_pictures_that_are_both_member_and_nonmember_are_refused(lorica, tmp_pat
 
 
 def test_a_hostile_caption_reaches_the_terminal_as_text(lorica, tmp_path, tiny_pipeline_folder):
-    folder = tmp_path / "[red]people[/]"
+    folder = tmp_path / "[red]people[blue]"
     folder.mkdir()
     Image.new("RGB", (64, 64)).save(folder / "a.png")
     found = lorica(*adapt_arguments(folder, tmp_path / "o", tiny_pipeline_folder))

@@ -31,9 +31,9 @@ class Example(Config):
     steps: int = Field(2000, ge=1)
     kind: Literal["paper", "authors"] = "paper"
     data: Path | None = None
-    captions: list[str] = []
+    captions: list[str] = Field([])
     counts: tuple[int, int] | None = None
-    settings: dict[str, dict[str, Any]] = {}
+    settings: dict[str, dict[str, Any]] = Field({})
     lora: Nested = Nested()
     proxy: Nested = Nested()
 
@@ -55,7 +55,7 @@ def written(tmp_path: Path, text: str) -> Path:
     return file
 
 
-# ----- precedence -----------------------------------------------------------------------------------------------------
+# ----- precedence ---------------------------------------------------------------------------------------------------
 def test_each_source_overrides_the_ones_before_it(tmp_path: Path) -> None:
     file = written(tmp_path, "steps: 10\nkind: authors\nlora:\n  rank: 11\n  learning_rate: 0.5\n")
     resolved = load(Example, file=file, assignments=["steps=20", "lora.rank=21"], options={"steps": 30})
@@ -97,7 +97,7 @@ def test_text_from_a_command_line_becomes_the_type_of_its_key() -> None:
     assert load(Example, options={"captions": ["a, b"]}).captions == ["a, b"]
 
 
-# ----- refusals -------------------------------------------------------------------------------------------------------
+# ----- refusals -----------------------------------------------------------------------------------------------------
 def test_an_unknown_key_is_named_with_the_nearest_known_one() -> None:
     assert refusal(options={"setps": 3}) == "unknown key `setps`: the nearest is `steps`"
 
@@ -168,7 +168,7 @@ def test_yaml_that_is_not_a_mapping_is_refused(tmp_path: Path, text: str) -> Non
     assert "not a mapping" in refusal(file=written(tmp_path, text))
 
 
-@pytest.mark.parametrize("text", ["steps: [1\n", "\tsteps: 1\n", "a: 2024-99-99\n", "steps: " + "[" * 5000])
+@pytest.mark.parametrize("text", ["steps: [1\n", "\tsteps: 1\n", "a: 2024-99-99\n", "steps: " + "[" * 1500])
 def test_yaml_that_cannot_be_parsed_is_refused_by_file_name(tmp_path: Path, text: str) -> None:
     assert "config.yaml" in refusal(file=written(tmp_path, text))
 
@@ -195,23 +195,26 @@ def test_a_configuration_does_not_change_after_it_was_checked() -> None:
         Example().steps = 3  # type: ignore[misc]
 
 
-# ----- printing -------------------------------------------------------------------------------------------------------
+# ----- printing -----------------------------------------------------------------------------------------------------
 def test_the_printed_configuration_reads_back_equal(tmp_path: Path) -> None:
     options = {
-        "data": "a folder/ünïcode \udcff", "captions": ["yes", "1", "null", "a: b # c", "two\nlines", "猫"], "counts": (1, 2),
-        "settings": {"mc-loss": {"draws": 3, "levels": [0.1, 1e-5]}}, "lora.learning_rate": 1e-5,
-    }  # fmt: skip
+        "data": "a folder/ünïcode \udcff",
+        "captions": ["yes", "1", "null", "a: b # c", "two\nlines", "猫"],
+        "counts": (1, 2),
+        "settings": {"mc-loss": {"draws": 3, "levels": [0.1, 1e-5]}},
+        "lora.learning_rate": 1e-5,
+    }
     resolved = load(Example, options=options)
     assert load(Example, file=written(tmp_path, resolved.to_yaml())) == resolved
 
 
 def test_walk_names_every_leaf_by_its_dotted_key() -> None:
-    expected = [*"steps kind data captions counts settings".split()]
+    expected = ["steps", "kind", "data", "captions", "counts", "settings"]
     expected += [f"{section}.{leaf}" for section in ("lora", "proxy") for leaf in ("rank", "learning_rate")]
     assert [key for key, _ in walk(Example)] == expected
 
 
-# ----- artefacts ------------------------------------------------------------------------------------------------------
+# ----- artefacts ----------------------------------------------------------------------------------------------------
 def leftovers(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.iterdir())
 
@@ -349,7 +352,7 @@ def test_the_provenance_of_a_result_can_be_written(tmp_path: Path) -> None:
     assert stamp["hardware"]["cores"] >= 1
 
 
-# ----- registry -------------------------------------------------------------------------------------------------------
+# ----- registry -----------------------------------------------------------------------------------------------------
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
     registry: Registry[object] = Registry("attack")
     registry.register("mc-loss")(object)

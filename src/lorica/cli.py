@@ -3,12 +3,12 @@
 import inspect
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import click
 import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -50,11 +50,12 @@ def add_verb(
 
     def command(config: Path | None, assignments: list[str] | None, print_config: bool, **given: Any) -> None:
         options = {parameters[name]: value for name, value in given.items() if value not in (None, [], ())}
-        resolved = load(cls, file=config, assignments=assignments, options=options)
-        if print_config:
-            print(resolved.to_yaml(), end="")
-            return
-        raise typer.Exit(handler(resolved) or 0)
+        with _exit_codes():
+            resolved = load(cls, file=config, assignments=assignments, options=options)
+            if print_config:
+                print(resolved.to_yaml(), end="")
+            else:
+                raise typer.Exit(handler(resolved) or 0)
 
     signature = [
         _parameter("config", Annotated[Path | None, typer.Option("--config", metavar="FILE", help="YAML file with any of the keys below")], None),
@@ -66,6 +67,21 @@ def add_verb(
     command.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
     command.__doc__ = inspect.cleandoc(cls.__doc__ or "") + (f"\n\n[bold]Examples[/]\n\n{examples}" if examples else "")
     app.command(name)(command)
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    """Say what a user can mend without a traceback."""
+    try:
+        yield
+    except LoricaError as error:
+        console.print(f"[bold red]error:[/] {escape(error.problem)}")
+        if error.remedy:
+            console.print(escape(error.remedy))
+        raise typer.Exit(BAD_INPUT) from error
+    except KeyboardInterrupt as interrupt:
+        console.print(escape(f"Interrupted: {interrupt}" if str(interrupt) else "Interrupted."))
+        raise typer.Exit(INTERRUPTED) from interrupt
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
@@ -85,12 +101,12 @@ def _leaf_parameter(key: str, field: FieldInfo, *, argument: bool) -> inspect.Pa
     panel = f"Options: {key.split('.')[0]}" if "." in key else None
     flag = "--" + key.replace(".", "-").replace("_", "-")
     kinds = set(_plain_types(field.annotation))
+    annotation: Any = list[str] | None if list in kinds else str | None
     if argument:
-        return _parameter(_identifier(key), Annotated[str | None, typer.Argument(help=help_text, metavar=key.upper(), show_default=False)], None)
+        return _parameter(_identifier(key), Annotated[annotation, typer.Argument(help=help_text, metavar=key.upper(), show_default=False)], None)
     if kinds == {bool}:
         declaration = f"{flag}/--no-{flag[2:]}"
         return _parameter(_identifier(key), Annotated[bool | None, typer.Option(declaration, help=help_text, rich_help_panel=panel, show_default=False)], None)
-    annotation: Any = list[str] | None if list in kinds else str | None
     return _parameter(_identifier(key), Annotated[annotation, typer.Option(flag, metavar=_metavar(field, kinds), help=help_text, rich_help_panel=panel, show_default=False)], None)  # fmt: skip
 
 
@@ -216,17 +232,4 @@ def _root(version: Annotated[bool, typer.Option("--version", help="print the ver
 def main() -> None:
     """Entry point. Exit codes: 0 done, 2 bad input, 3 a release gate failed, 130 interrupted."""
     _register()
-    try:
-        code = app(standalone_mode=False)
-    except LoricaError as error:
-        console.print(f"[bold red]error:[/] {escape(error.problem)}")
-        if error.remedy:
-            console.print(escape(error.remedy))
-        sys.exit(BAD_INPUT)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(BAD_INPUT)
-    except (KeyboardInterrupt, click.Abort) as interrupt:
-        console.print(f"Interrupted: {interrupt}" if str(interrupt) else "Interrupted.")
-        sys.exit(INTERRUPTED)
-    sys.exit(code or 0)
+    app()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
+from rich.markup import escape
 from rich.table import Table
 
 from lorica import adapt, audit, generate, report
@@ -36,10 +37,10 @@ class DemoConfig(Config):
         {"LoRA": {"objective": "lora"}, "SMP-LoRA": {"objective": "smp-lora"}},
         description="settings of `lorica adapt` for each method that is compared",
     )
-    steps: int = Field(1000, ge=1, description="optimiser steps of every method")
+    steps: int = Field(600, ge=1, description="optimiser steps of every method")
     batch_size: int = Field(16, ge=1, description="pictures per step")
-    learning_rate: float = Field(1e-3, gt=0, description="of the LoRA")
-    rank: int = Field(16, ge=1, description="of the LoRA, with alpha equal to it")
+    learning_rate: float = Field(2e-3, gt=0, description="of the LoRA")
+    rank: int = Field(16, ge=1, description="of the LoRA on all transformer blocks, with alpha equal to it")
     pictures: int = Field(64, ge=8, description="pictures drawn with every model")
     seed: int = Field(0, ge=0, description="of everything")
     device: str | None = Field(None, description="cpu or cuda; picks cuda where there is one")
@@ -70,7 +71,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
     write_json(config.output / DEMO_FILE, result)
     page = report.build(runs, title="Private adaptation: what the LoRA gives away", command=_command(), output=config.output / "report.html")
     _print(rows)
-    console.print(f"Report: {page}")
+    console.print(f"Report: {escape(str(page))}")
     return result
 
 
@@ -82,7 +83,8 @@ def _method(
     defaults = {
         "data": people["members"], "output": folder, "steps": config.steps, "batch_size": config.batch_size,
         "learning_rate": config.learning_rate, "seed": config.seed, "device": config.device, "cache": cache,
-        "lora.rank": config.rank, "lora.alpha": config.rank, "split.nonmembers": people["nonmembers"],
+        "lora.rank": config.rank, "lora.alpha": config.rank, "lora.targets": "transformer-blocks",
+        "split.nonmembers": people["nonmembers"],
         "validate_every": max(1, config.steps // 10), "sample_every": config.steps, "keep_checkpoints": False,
         "resume": True, "overwrite": config.overwrite,
     }  # fmt: skip
@@ -90,7 +92,7 @@ def _method(
     found = audit.run(
         AuditConfig(output=folder / "audit", lora=folder, seed=config.seed, device=config.device, cache=cache, batch_size=64, overwrite=config.overwrite)
     )
-    console.print(found["verdict"]["text"])
+    console.print(escape(found["verdict"]["text"]))
     pictures = _draw(config, folder, folder, people["reference"], captions)
     return _report_run(label, found, folder, pictures)
 

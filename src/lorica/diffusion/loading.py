@@ -87,9 +87,8 @@ def _from_folder(folder: Path) -> Any:
 def _pretrained(source: str, **options: Any) -> Any:
     options["use_safetensors"] = True
     # transformers would fill gaps in the weights with random numbers, and only warn.
-    text_encoder, report = CLIPTextModel.from_pretrained(
-        source, subfolder="text_encoder", output_loading_info=True, **options
-    )
+    loaded: Any = CLIPTextModel.from_pretrained(source, subfolder="text_encoder", output_loading_info=True, **options)
+    text_encoder, report = loaded
     if report["missing_keys"]:
         raise LoricaError(f"base model {source} lacks weights of its text encoder", _COMPLETE)
     return StableDiffusionPipeline.from_pretrained(source, text_encoder=text_encoder, **options, **_LEFT_OUT)

@@ -269,8 +269,10 @@ class LatentDiffusion:
             progress: show a progress bar.
 
         Raises:
-            LoricaError: no such scheduler, or one that cannot follow the model's noise schedule.
+            LoricaError: no such scheduler, one that cannot follow the noise schedule, or more steps than it has.
         """
+        if not 1 <= steps <= self.train_timesteps:
+            raise LoricaError(f"{steps} denoising steps", f"This model has between 1 and {self.train_timesteps}.")
         seeds = [seed + i for i in range(len(captions))] if isinstance(seed, int) else list(seed)
         if len(seeds) != len(captions):
             raise ValueError(f"{len(seeds)} seeds for {len(captions)} captions")
@@ -295,8 +297,9 @@ class LatentDiffusion:
         if name not in SCHEDULERS:
             raise LoricaError(f"unknown scheduler {name!r}", f"Known: {', '.join(SCHEDULERS)}.")
         kept = self.pipeline.scheduler
-        # Clipping is for pixels. Some schedulers clip by default, where the checkpoint's own knows no such option.
-        chosen = SCHEDULERS[name].from_config(kept.config, clip_sample=False)
+        # What a checkpoint does not say falls back to defaults meant for diffusion on pixels: clipping to [-1, 1], and
+        # PNDM's extra Runge-Kutta steps.
+        chosen = SCHEDULERS[name].from_config(kept.config, clip_sample=False, skip_prk_steps=True)
         option = "rescale_betas_zero_snr"
         if kept.config.get(option) and option not in inspect.signature(SCHEDULERS[name].__init__).parameters:
             raise LoricaError(

@@ -20,11 +20,11 @@ LEAVES, LEAF_PICTURES = 60, 128
 class Builtin(Extractor):
     """128 features of structure, texture, colour and layout from weights that were drawn, not trained.
 
-    Random networks serve as extractors where no trained one fits the pictures or is at hand (Naeem et al. 2020, "Reliable
-    fidelity and diversity metrics for generative models", arXiv 2002.09797). Here: mean and standard deviation of
-    |random convolution| at four scales (80 features), which see texture and structure, and a 4 x 4 thumbnail (48), which
-    sees colour and layout. Without the thumbnail, blurry pictures would gain from shuffled patches, for the edges that
-    these add. Few features in all, because FID needs more pictures than features.
+    Random networks serve as extractors where no trained one fits the pictures or is at hand (Naeem et al. 2020,
+    "Reliable fidelity and diversity metrics for generative models", arXiv 2002.09797). Here: mean and standard
+    deviation of |random convolution| at four scales (80 features), which see texture and structure, and a 4 x 4
+    thumbnail (48), which sees colour and layout. Without the thumbnail, blurry pictures would gain from shuffled
+    patches, for the edges that these add. Few features in all, because FID needs more pictures than features.
 
     Each feature is standardised over dead leaves, pictures of overlapping discs with the statistics of natural scenes
     (Lee, Mumford and Huang 2001, "Occlusion models for natural images"), so that none outweighs the others, and then
@@ -85,11 +85,12 @@ def uniform(seed: int) -> Callable[[tuple[int, ...]], np.ndarray]:
 def dead_leaves(draw: Callable[[tuple[int, ...]], np.ndarray]) -> np.ndarray:
     """(LEAF_PICTURES, 3, SIDE, SIDE) in [-1, 1]: discs of random colours, radii ~ r^-3, one on top of the other."""
     rows, columns = np.mgrid[:SIDE, :SIDE]
-    pictures = np.empty((LEAF_PICTURES, 3, SIDE, SIDE))
-    pictures[:] = 2 * draw((LEAF_PICTURES, 3, 1, 1)) - 1
+    pictures = np.empty((LEAF_PICTURES, SIDE, SIDE, 3))
     for picture, leaves in zip(pictures, draw((LEAF_PICTURES, LEAVES, 6)), strict=True):
-        radii = np.minimum(3 / np.sqrt(leaves[:, 0] + 1e-3), 0.75 * SIDE)
-        for radius, (row, column, *colour) in zip(radii, leaves[:, 1:], strict=True):
-            inside = (rows - SIDE * row) ** 2 + (columns - SIDE * column) ** 2 < radius**2
-            picture[:, inside] = 2 * np.array(colour)[:, None] - 1
-    return pictures
+        row, column, size = (part[:, None, None] for part in leaves[:, :3].T)
+        radius = np.minimum(3 / np.sqrt(size + 1e-3), 0.75 * SIDE)
+        inside = (rows - SIDE * row) ** 2 + (columns - SIDE * column) ** 2 < radius**2
+        inside[0] = True  # the ground, under all the others
+        topmost = LEAVES - 1 - inside[::-1].argmax(axis=0)
+        picture[:] = 2 * leaves[topmost, 3:] - 1
+    return pictures.transpose(0, 3, 1, 2)

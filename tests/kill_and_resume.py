@@ -1,0 +1,82 @@
+"""Run `lorica adapt` to the end, once undisturbed and once killed again and again; a script for test_adapt_run.py.
+
+    python kill_and_resume.py PICTURES MODEL WORK
+
+Each attempt is a fork of one process that has imported everything. WORK/whole and WORK/killed hold the two runs; the
+last line printed is JSON: where each kill struck.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch.utils.tensorboard  # noqa: F401  (so that no attempt spends its time on imports)
+
+from lorica.adapt import AdaptConfig, run
+from lorica.adapt.folder import RESUME_FILE
+from lorica.adapt.state import completed_steps
+
+STEPS = 10
+
+
+def configured(pictures: Path, model: Path, output: Path, *, resume: bool) -> AdaptConfig:
+    return AdaptConfig(
+        data=pictures, base=str(model), output=output, steps=STEPS, batch_size=2, objective="smp-lora", device="cpu",
+        learning_rate=1e-2, log_every=1, validate_every=4, validation_pictures=2, sample_every=0, checkpoint_every=1,
+        lora={"rank": 2, "text_encoder": True, "dropout": 0.1}, resume=resume,
+    )  # fmt: skip
+
+
+def attempt(config: AdaptConfig, writes_before_death: int | None) -> None:
+    """Run; with a number of writes, die half-way through the next one."""
+    if writes_before_death is not None:
+        left, original = writes_before_death, Path.write_bytes
+
+        def write_bytes(path: Path, content: bytes) -> int:
+            nonlocal left
+            if left == 0:
+                original(path, content[: len(content) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+            return original(path, content)
+
+        Path.write_bytes = write_bytes  # type: ignore[method-assign, assignment]
+    run(config)
+
+
+def main(pictures: Path, model: Path, work: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+
+    def live(output: Path, *, writes: int | None = None, seconds: float | None = None, resume: bool = True) -> int:
+        process = fork.Process(target=attempt, args=(configured(pictures, model, output, resume=resume), writes))
+        process.start()
+        process.join(seconds)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        return process.exitcode
+
+    begin = time.perf_counter()
+    assert live(work / "whole", resume=False) == 0
+    whole = time.perf_counter() - begin
+
+    output, struck = work / "killed", []
+    # Of the first attempt the configuration, of the second the split; then a picture of the cache, a kept LoRA file,
+    # a state. With everything encoded, a resumed run writes configuration, metrics, LoRA, state, LoRA, state, ...
+    moments = [{"writes": n} for n in (0, 1, 9, 60, 4, 7)] + [
+        {"seconds": random.uniform(0.2, 0.8) * whole} for _ in range(3)
+    ]
+    for number, moment in enumerate(moments):
+        code = live(output, **moment, resume=number > 0)
+        struck.append({"exit": code, "steps": completed_steps(output / RESUME_FILE)} | moment)
+    assert live(output) == 0
+    print(json.dumps(struck))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
