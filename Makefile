@@ -30,7 +30,11 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
+docs: $(STAMP)
+	$(BIN)/python tools/docs_tables.py
+
 test: lint types
+	$(BIN)/python tools/docs_tables.py --check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 clean:

@@ -38,10 +38,28 @@ METHODS = {
 }
 # arXiv 2402.11989, Table 1, Pokemon: 400 epochs of Stable Diffusion 1.5 at rank 64. |AUC - 0.5| / 0.5 hides the sign.
 PAPER = {
-    "LoRA": {"fid": "0.20 ± .04", "kid": ".003 ± .00", "asr": "82.27 ± 4.38", "auc": ".73 ± .09", "tpr": "4.44 ± 1.45"},
-    "MP-LoRA": {"fid": "2.10 ± .51", "kid": ".121 ± .00", "asr": "51.67 ± 2.73", "auc": ".07 ± .04", "tpr": "2.23 ± 1.27"},
-    "SMP-LoRA": {"fid": "0.32 ± .07", "kid": ".004 ± .00", "asr": "51.97 ± 1.20", "auc": ".14 ± .02", "tpr": "4.45 ± 2.12"},
-}  # fmt: skip
+    "LoRA": {
+        "fid": "0.20 ± .04",
+        "kid": ".003 ± .00",
+        "asr": "82.27 ± 4.38",
+        "auc": ".73 ± .09",
+        "tpr": "4.44 ± 1.45",
+    },
+    "MP-LoRA": {
+        "fid": "2.10 ± .51",
+        "kid": ".121 ± .00",
+        "asr": "51.67 ± 2.73",
+        "auc": ".07 ± .04",
+        "tpr": "2.23 ± 1.27",
+    },
+    "SMP-LoRA": {
+        "fid": "0.32 ± .07",
+        "kid": ".004 ± .00",
+        "asr": "51.97 ± 1.20",
+        "auc": ".14 ± .02",
+        "tpr": "4.45 ± 2.12",
+    },
+}
 
 
 def unpack(data: Path, work: Path) -> dict[str, Path]:
@@ -67,11 +85,22 @@ def unpack(data: Path, work: Path) -> dict[str, Path]:
 def adapt_one(args: argparse.Namespace, label: str, pictures: Path) -> Path:
     folder = args.work / label.lower()
     options: dict[str, Any] = {
-        "data": pictures, "output": folder, "steps": args.steps, "batch_size": args.batch, "seed": args.seed,
-        "learning_rate": args.learning_rate, "split.counts": COUNTS, "cache": args.work / "cache", "resume": True,
-        "checkpoint_every": args.steps // args.checkpoints, "validate_every": args.steps // args.checkpoints,
-        "validation_pictures": 200, "sample_every": args.steps, "lora.rank": 64, "lora.alpha": 32.0,
-    }  # fmt: skip
+        "data": pictures,
+        "output": folder,
+        "steps": args.steps,
+        "batch_size": args.batch,
+        "seed": args.seed,
+        "learning_rate": args.learning_rate,
+        "split.counts": COUNTS,
+        "cache": args.work / "cache",
+        "resume": True,
+        "checkpoint_every": args.steps // args.checkpoints,
+        "validate_every": args.steps // args.checkpoints,
+        "validation_pictures": 200,
+        "sample_every": args.steps,
+        "lora.rank": 64,
+        "lora.alpha": 32.0,
+    }
     adapt.run(load(AdaptConfig, options=options | METHODS[label]))
     return folder
 
@@ -82,30 +111,54 @@ def audit_one(args: argparse.Namespace, run: Path, step: int) -> dict[str, Any]:
         return json.loads((output / "audit.json").read_text())
     lora = run / "checkpoints" / f"step_{step:06d}" / "pytorch_lora_weights.safetensors"
     return audit.run(
-        AuditConfig(output=output, lora=lora, split=run / "split.json", cache=args.work / "cache", batch_size=64, seed=args.seed)
+        AuditConfig(
+            output=output,
+            lora=lora,
+            split=run / "split.json",
+            cache=args.work / "cache",
+            batch_size=64,
+            seed=args.seed,
+        )
     )
 
 
 def quality_one(args: argparse.Namespace, run: Path, step: int, captions: Path, reference: Path) -> dict[str, Any]:
     lora = run / "checkpoints" / f"step_{step:06d}" / "pytorch_lora_weights.safetensors"
     drawn = generate.run(
-        GenerateConfig(output=run / "drawn" / f"step_{step:06d}", lora=lora, captions_file=captions, reference=reference,
-                       seed=args.seed, steps=20, guidance=3.0, batch_size=64, resume=True)
-    )  # fmt: skip
+        GenerateConfig(
+            output=run / "drawn" / f"step_{step:06d}",
+            lora=lora,
+            captions_file=captions,
+            reference=reference,
+            seed=args.seed,
+            steps=20,
+            guidance=3.0,
+            batch_size=64,
+            resume=True,
+        )
+    )
     return drawn["quality"]
 
 
-def row(label: str, step: int, found: dict[str, Any], metrics: list[dict[str, Any]], quality: dict[str, Any] | None) -> dict[str, Any]:
+def row(
+    label: str, step: int, found: dict[str, Any], metrics: list[dict[str, Any]], quality: dict[str, Any] | None
+) -> dict[str, Any]:
     worst = max(found["attacks"], key=lambda name: abs(found["attacks"][name]["auc"]["value"] - 0.5))
     losses = next(m for m in metrics if m["step"] == step and "val_member" in m)
     return {
-        "method": label, "step": step, "val_member": losses["val_member"], "val_nonmember": losses["val_nonmember"],
-        "fid": quality and quality["fid"], "kid": quality and quality["kid"]["value"], "attack": worst,
-        "auc": found["attacks"][worst]["auc"], "asr": found["attacks"][worst]["asr"],
+        "method": label,
+        "step": step,
+        "val_member": losses["val_member"],
+        "val_nonmember": losses["val_nonmember"],
+        "fid": quality and quality["fid"],
+        "kid": quality and quality["kid"]["value"],
+        "attack": worst,
+        "auc": found["attacks"][worst]["auc"],
+        "asr": found["attacks"][worst]["asr"],
         "tpr": found["attacks"][worst]["tpr"]["0.05"],
         "attacks": {name: a["auc"]["value"] for name, a in found["attacks"].items()},
         "nn_loss": {k: found["attacks"]["nn-loss"][k] for k in ("auc", "asr", "auc_distance")},
-    }  # fmt: skip
+    }
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -116,7 +169,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     for r in rows:
         quality = [f"{r[key]:.4f}" if r[key] is not None else "" for key in ("fid", "kid")]
         lines.append(
-            f"| {r['method']} | {r['step']} | {r['val_nonmember']:.4f} | {quality[0]} | {quality[1]} | {r['attack']} | "
+            f"| {r['method']} | {r['step']} | {r['val_nonmember']:.4f} | {quality[0]} | {quality[1]} "
+            f"| {r['attack']} | "
             f"{100 * r['asr']['value']:.1f} [{100 * r['asr']['low']:.1f}, {100 * r['asr']['high']:.1f}] | "
             f"{r['auc']['value']:.3f} [{r['auc']['low']:.3f}, {r['auc']['high']:.3f}] | "
             f"{100 * r['tpr']['value']:.1f} [{100 * r['tpr']['low']:.1f}, {100 * r['tpr']['high']:.1f}] |"
@@ -152,9 +206,21 @@ def main() -> None:
             rows.append(row(label, step, found, metrics, quality))
             if last:
                 runs.append(report.ReportRun(label, found, metrics, quality))
-    report.build(runs, title="Private adaptation on Fluent emoji", command="python benchmarks/private_adaptation.py", output=args.work / "report.html")
+    report.build(
+        runs,
+        title="Private adaptation on Fluent emoji",
+        command="python benchmarks/private_adaptation.py",
+        output=args.work / "report.html",
+    )
     table = markdown(rows)
-    result = {"rows": rows, "paper": PAPER, "arguments": {k: str(v) for k, v in vars(args).items()}, "hardware": hardware(), "versions": versions(), "seconds": time.time() - start}
+    result = {
+        "rows": rows,
+        "paper": PAPER,
+        "arguments": {k: str(v) for k, v in vars(args).items()},
+        "hardware": hardware(),
+        "versions": versions(),
+        "seconds": time.time() - start,
+    }
     write_json(args.work / "result.json", result)
     print(table)
     print(json.dumps(result))

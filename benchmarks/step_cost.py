@@ -44,20 +44,44 @@ def sd15_shaped(size: int = 32) -> LatentDiffusion:
     """Stable Diffusion 1.5's blocks at a quarter of the width on (4, size, size) latents, random weights."""
     tokenizer = LatentDiffusion.load("builtin", device="cpu").pipeline.tokenizer
     text = CLIPTextModel(
-        CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=192, intermediate_size=768, num_hidden_layers=12,
-                       num_attention_heads=6, max_position_embeddings=tokenizer.model_max_length,
-                       bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
-    )  # fmt: skip
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=192,
+            intermediate_size=768,
+            num_hidden_layers=12,
+            num_attention_heads=6,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
     unet = UNet2DConditionModel(
-        sample_size=size, block_out_channels=(80, 160, 320, 320), cross_attention_dim=192, attention_head_dim=8, norm_num_groups=16
-    )  # fmt: skip
-    vae = AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, block_out_channels=(8,) * 4, norm_num_groups=4)
+        sample_size=size,
+        block_out_channels=(80, 160, 320, 320),
+        cross_attention_dim=192,
+        attention_head_dim=8,
+        norm_num_groups=16,
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8,) * 4,
+        norm_num_groups=4,
+    )
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     return LatentDiffusion(
-        StableDiffusionPipeline(vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
-                                safety_checker=None, feature_extractor=None, requires_safety_checker=False),
+        StableDiffusionPipeline(
+            vae=vae,
+            text_encoder=text,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        ),
         name="sd15-shaped",
-    )  # fmt: skip
+    )
 
 
 def load(name: str) -> LatentDiffusion:
@@ -71,9 +95,14 @@ class Contender:
     def __init__(self, model_name: str, batch: int, objective: str, draws: str) -> None:
         self.model = load(model_name)
         self.config = AdaptConfig(
-            data=Path(), output=Path(), objective=objective, draws=draws, batch_size=batch, device="cpu",
+            data=Path(),
+            output=Path(),
+            objective=objective,
+            draws=draws,
+            batch_size=batch,
+            device="cpu",
             lora=LoraConfig(rank=16, alpha=8),
-        )  # fmt: skip
+        )
         self.parameters = add_lora(self.model.pipeline, self.config.lora)
         self.optimiser = torch.optim.AdamW(self.parameters, lr=1e-4)
         self.proxy = Proxy(self.model.latent_shape, self.config.proxy, torch.ones(self.model.train_timesteps))
@@ -82,13 +111,21 @@ class Contender:
         with torch.no_grad():
             contexts = self.model.encode_captions(captions)
         latents = torch.randn(PICTURES, *self.model.latent_shape)
-        self.pools = Pools(*(Pool(name, latents, contexts, captions) for name in ("train", "aux members", "aux non-members")))
+        self.pools = Pools(
+            *(Pool(name, latents, contexts, captions) for name in ("train", "aux members", "aux non-members"))
+        )
 
     def ours(self) -> Callable[[int], object]:
         return Step(
-            self.model, self.pools, self.parameters, self.optimiser,
-            None if self.config.objective == "lora" else self.proxy, self.proxy_optimiser, self.config, Accelerator(cpu=True),
-        )  # fmt: skip
+            self.model,
+            self.pools,
+            self.parameters,
+            self.optimiser,
+            None if self.config.objective == "lora" else self.proxy,
+            self.proxy_optimiser,
+            self.config,
+            Accelerator(cpu=True),
+        )
 
     def bare(self) -> Callable[[int], object]:
         pool, batch, scheduler = self.pools.train, self.config.batch_size, self.model.pipeline.scheduler
@@ -208,7 +245,20 @@ def main() -> None:
     args = parser.parse_args()
     results = {f"batch_{batch}": measure(args.model, batch, args.rounds, args.steps) for batch in args.batch}
     first = results[f"batch_{args.batch[0]}"]
-    print(json.dumps({key: first[key] for key in first if key.startswith("ratio")} | {"model": args.model, "seed": 0, "rounds": args.rounds, "steps": args.steps, "hardware": hardware(), "versions": versions()} | results))
+    print(
+        json.dumps(
+            {key: first[key] for key in first if key.startswith("ratio")}
+            | {
+                "model": args.model,
+                "seed": 0,
+                "rounds": args.rounds,
+                "steps": args.steps,
+                "hardware": hardware(),
+                "versions": versions(),
+            }
+            | results
+        )
+    )
 
 
 if __name__ == "__main__":

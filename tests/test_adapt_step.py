@@ -258,6 +258,24 @@ def test_gradients_are_clipped_to_the_threshold(tiny_model: LatentDiffusion) -> 
     assert torch.cat([g.flatten() for g in s.optimiser.seen]).norm().item() == pytest.approx(1e-3, rel=1e-3)
 
 
+def test_fp16_has_the_gradients_of_fp32_and_skips_an_overflow(tiny_pipeline_folder: Path) -> None:
+    """On the CPU, which `run` refuses as it is slow: the scaling is the same everywhere."""
+    gradients = []
+    for precision, dtype in (("fp32", torch.float32), ("fp16", torch.float16)):
+        s = setup(LatentDiffusion.load(str(tiny_pipeline_folder), device="cpu", dtype=dtype), precision=precision)
+        s.step(0)
+        gradients.append(torch.cat([g.flatten() for g in s.optimiser.seen]))
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.999
+    assert gradients[1].norm().item() == pytest.approx(gradients[0].norm().item(), rel=0.02)
+
+    s.step.scaler.update(new_scale=1e30)
+    before = [p.detach().clone() for p in s.parameters]
+    s.step.lora_step(1)
+    assert all(torch.equal(p, b) for p, b in zip(s.parameters, before, strict=True))
+    assert s.step.scaler.get_scale() < 1e30
+    assert s.step.finite  # no divergence: what the scaler is for
+
+
 def test_a_step_depends_on_the_weights_and_its_number_only(tiny_model: LatentDiffusion) -> None:
     """With dropout in the attacker and on the LoRA: after any other use of the random generators, the same step."""
     s = setup(tiny_model, proxy={"dropout": 0.5}, lora={"rank": 2, "dropout": 0.5}, learning_rate=1e-30)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from conftest import tiny_pipeline
 from lorica.data.pictures import Picture, read_folder
-from lorica.diffusion import Encoded, LatentDiffusion, LoraConfig, add_lora, cache, encode
+from lorica.diffusion import Encoded, LatentDiffusion, LoraConfig, add_lora, encode
 from lorica.errors import LoricaError
 
 CAPTIONS = ["a cat", "a dog", "a cat", "", "a very long caption about a cat and a dog"]
@@ -122,6 +122,14 @@ def test_identical_captions_and_pictures_are_encoded_once(counted: Counted, pict
     assert torch.equal(encoded.latents[1], encoded.latents[5])
 
 
+def test_what_is_made_of_a_picture_does_not_depend_on_the_pictures_around_it(
+    tiny_model: LatentDiffusion, pictures: list[Picture]
+) -> None:
+    together = encode(tiny_model, pictures)
+    for index in range(len(pictures)):
+        assert_equal(encode(tiny_model, [pictures[index]]), together.take([index]))
+
+
 def test_without_a_folder_nothing_is_written(counted: Counted, pictures: list[Picture], tmp_path: Path) -> None:
     before = stored(tmp_path)
     in_memory = counted.encode(pictures, None)
@@ -133,8 +141,7 @@ def test_without_a_folder_nothing_is_written(counted: Counted, pictures: list[Pi
 def test_an_interrupted_run_has_kept_what_it_encoded_and_goes_on_from_there(
     counted: Counted, pictures: list[Picture], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "CHUNK", 2)
-    encode_pictures, calls = counted.model.encode_pictures, iter(range(2))
+    encode_pictures, calls = counted.model.encode_pictures, iter(range(4))
 
     def interrupted(pixels: Tensor) -> Tensor:
         if next(calls, None) is None:

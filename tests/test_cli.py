@@ -48,14 +48,26 @@ def people(tmp_path_factory) -> Path:
 def finished_run(tmp_path_factory, people, tiny_pipeline_folder) -> Path:
     """One short `lorica adapt` on the tiny model."""
     output = tmp_path_factory.mktemp("run") / "run"
-    config = AdaptConfig(data=people, output=output, base=str(tiny_pipeline_folder), steps=3, batch_size=2, validation_pictures=2, sample_every=0, device="cpu")
+    config = AdaptConfig(
+        data=people,
+        output=output,
+        base=str(tiny_pipeline_folder),
+        steps=3,
+        batch_size=2,
+        validation_pictures=2,
+        sample_every=0,
+        device="cpu",
+    )
     from lorica.adapt import run
 
     run(config)
     return output
 
 
-@pytest.mark.parametrize(("verb", "cls"), [("adapt", AdaptConfig), ("audit", AuditConfig), ("generate", GenerateConfig), ("demo", DemoConfig)])
+@pytest.mark.parametrize(
+    ("verb", "cls"),
+    [("adapt", AdaptConfig), ("audit", AuditConfig), ("generate", GenerateConfig), ("demo", DemoConfig)],
+)
 def test_help_teaches_every_key_of_the_configuration(lorica, verb, cls):
     shown = lorica(verb, "--help").out
     for key, field in walk(cls):
@@ -65,7 +77,18 @@ def test_help_teaches_every_key_of_the_configuration(lorica, verb, cls):
 
 
 def test_print_config_is_a_config_file_that_gives_the_same_configuration(lorica, tmp_path):
-    arguments = ["adapt", "pictures", "--output", "out", "--lora-rank", "4", "--set", "proxy.dropout=0.1", "--steps", "7"]
+    arguments = [
+        "adapt",
+        "pictures",
+        "--output",
+        "out",
+        "--lora-rank",
+        "4",
+        "--set",
+        "proxy.dropout=0.1",
+        "--steps",
+        "7",
+    ]
     first = lorica(*arguments, "--print-config")
     file = tmp_path / "config.yaml"
     file.write_text(first.out)
@@ -77,7 +100,9 @@ def test_print_config_is_a_config_file_that_gives_the_same_configuration(lorica,
 def test_a_command_line_option_wins_over_set_and_set_over_the_file(lorica, tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text("data: a\noutput: b\nsteps: 1\nseed: 1\nlam: 0.1\n")
-    shown = yaml.safe_load(lorica("adapt", "--config", file, "--set", "steps=2", "--set", "seed=2", "--seed", "3", "--print-config").out)
+    shown = yaml.safe_load(
+        lorica("adapt", "--config", file, "--set", "steps=2", "--set", "seed=2", "--seed", "3", "--print-config").out
+    )
     assert (shown["steps"], shown["seed"], shown["lam"]) == (2, 3, 0.1)
 
 
@@ -95,7 +120,9 @@ def test_an_unknown_option_exits_with_2(lorica):
     assert lorica("adapt", "--no-such-option").code == 2
 
 
-def test_adapt_audit_generate_and_report_work_one_after_the_other(lorica, finished_run, tiny_pipeline_folder, tmp_path, people):
+def test_adapt_audit_generate_and_report_work_one_after_the_other(
+    lorica, finished_run, tiny_pipeline_folder, tmp_path, people
+):
     base = ("--base", tiny_pipeline_folder, "--device", "cpu")
     audit = tmp_path / "audit"
     found = lorica("audit", *base, "--lora", finished_run, "--output", audit, "--settings", "{nn-loss: {epochs: 2}}")
@@ -103,14 +130,39 @@ def test_adapt_audit_generate_and_report_work_one_after_the_other(lorica, finish
     result = json.loads((audit / "audit.json").read_text())
     assert result["verdict"]["text"].split()[0] in found.err
     assert (audit / "report.html").stat().st_size > 1000
-    drawn = lorica("generate", *base, "--lora", finished_run, "--captions", "a person", "--steps", 2, "--output", tmp_path / "drawn")
+    drawn = lorica(
+        "generate",
+        *base,
+        "--lora",
+        finished_run,
+        "--captions",
+        "a person",
+        "--steps",
+        2,
+        "--output",
+        tmp_path / "drawn",
+    )
     assert drawn.code == 0 and (tmp_path / "drawn" / "pictures" / "000000.png").exists()
     compared = lorica("report", audit, audit, "--output", tmp_path / "compare.html")
     assert compared.code == 0 and (tmp_path / "compare.html").exists()
 
 
-def test_a_release_gate_that_fails_exits_with_3_and_one_that_holds_with_0(lorica, finished_run, tiny_pipeline_folder, tmp_path):
-    arguments = ("audit", "--base", tiny_pipeline_folder, "--device", "cpu", "--lora", finished_run, "--attacks", "loss", "--output", tmp_path / "a")
+def test_a_release_gate_that_fails_exits_with_3_and_one_that_holds_with_0(
+    lorica, finished_run, tiny_pipeline_folder, tmp_path
+):
+    arguments = (
+        "audit",
+        "--base",
+        tiny_pipeline_folder,
+        "--device",
+        "cpu",
+        "--lora",
+        finished_run,
+        "--attacks",
+        "loss",
+        "--output",
+        tmp_path / "a",
+    )
     failed = lorica(*arguments, "--fail-if", "asr>0.01")
     assert failed.code == 3 and "asr>0.01" in failed.err
     assert lorica(*arguments, "--fail-if", "auc>1").code == 0
@@ -175,7 +227,19 @@ def test_a_split_that_overlaps_is_refused(lorica, finished_run, tiny_pipeline_fo
     groups = split["groups"]
     groups["test_nonmembers"][0] = groups["test_members"][0]
     (tmp_path / "split.json").write_text(json.dumps(split))
-    found = lorica("audit", "--base", tiny_pipeline_folder, "--device", "cpu", "--lora", finished_run, "--split", tmp_path / "split.json", "--output", tmp_path / "a")
+    found = lorica(
+        "audit",
+        "--base",
+        tiny_pipeline_folder,
+        "--device",
+        "cpu",
+        "--lora",
+        finished_run,
+        "--split",
+        tmp_path / "split.json",
+        "--output",
+        tmp_path / "a",
+    )
     assert found.code == 2
 
 

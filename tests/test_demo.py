@@ -6,7 +6,9 @@ from lorica.demo import DemoConfig, run
 
 
 def test_the_demo_writes_audits_pictures_and_a_report_and_goes_on_where_it_was(tmp_path):
-    config = DemoConfig(output=tmp_path / "demo", members=8, nonmembers=8, pictures=8, steps=2, batch_size=2, device="cpu")
+    config = DemoConfig(
+        output=tmp_path / "demo", members=8, nonmembers=8, pictures=8, steps=2, batch_size=2, device="cpu"
+    )
     result = run(config)
     assert [row["method"] for row in result["rows"]] == ["Base model", "LoRA", "SMP-LoRA"]
     for row in result["rows"][1:]:

@@ -74,7 +74,7 @@ def train_a_little(parameters: list[torch.nn.Parameter]) -> None:
 def test_schedule_and_target_are_the_checkpoint_s_own(name: str, tmp_path: Path) -> None:
     kind, options = SCHEDULES[name]
     with_scheduler(kind, options).save_pretrained(tmp_path)
-    model = LatentDiffusion.load(str(tmp_path))
+    model = LatentDiffusion.load(str(tmp_path), device="cpu")
 
     reference = DDIMScheduler if kind is PNDMScheduler or kind is EulerDiscreteScheduler else kind
     scheduler = reference(**{key: value for key, value in options.items() if key != "skip_prk_steps"})
@@ -319,8 +319,8 @@ def test_dropout_acts_in_training_only(tiny_model: LatentDiffusion) -> None:
 
 # ----- fingerprint --------------------------------------------------------------------------------------------------
 def test_fingerprint_ignores_the_lora_and_the_precision_it_runs_in(tiny_pipeline_folder: Path) -> None:
-    plain = LatentDiffusion.load(str(tiny_pipeline_folder))
-    half = LatentDiffusion.load(str(tiny_pipeline_folder), dtype=torch.bfloat16)
+    plain = LatentDiffusion.load(str(tiny_pipeline_folder), device="cpu")
+    half = LatentDiffusion.load(str(tiny_pipeline_folder), device="cpu", dtype=torch.bfloat16)
     assert half.fingerprint == plain.fingerprint
     assert {half.vae_fingerprint, half.text_fingerprint}.isdisjoint({plain.vae_fingerprint, plain.text_fingerprint})
     add_lora(plain.pipeline, LoraConfig(rank=2, text_encoder=True, targets="transformer-blocks"))
@@ -329,10 +329,10 @@ def test_fingerprint_ignores_the_lora_and_the_precision_it_runs_in(tiny_pipeline
 
 def test_fingerprint_is_the_same_for_a_half_precision_checkpoint_and_its_copies(tmp_path: Path) -> None:
     tiny_pipeline().to(torch.float16).save_pretrained(tmp_path / "half")
-    half = LatentDiffusion.load(str(tmp_path / "half"))
+    half = LatentDiffusion.load(str(tmp_path / "half"), device="cpu")
     assert next(half.unet.parameters()).dtype == torch.float32
     half.pipeline.save_pretrained(tmp_path / "single")
-    assert LatentDiffusion.load(str(tmp_path / "single")).fingerprint == half.fingerprint
+    assert LatentDiffusion.load(str(tmp_path / "single"), device="cpu").fingerprint == half.fingerprint
 
 
 def _other_unet(pipeline: StableDiffusionPipeline) -> None:
@@ -407,7 +407,7 @@ def copied_folder(tiny_pipeline_folder: Path, tmp_path: Path) -> Path:
 
 def test_a_folder_is_named_by_its_last_part_alone(copied_folder: Path) -> None:
     dotted = copied_folder.rename(copied_folder.parent / "sd-1.5")
-    assert LatentDiffusion.load(str(dotted)).name == "sd-1.5"
+    assert LatentDiffusion.load(str(dotted), device="cpu").name == "sd-1.5"
 
 
 def test_what_is_not_there_is_refused(tmp_path: Path, offline: None) -> None:
@@ -553,7 +553,7 @@ def test_a_single_file_checkpoint_loads_with_a_local_configuration(
     for weights in (tmp_path / "config").rglob("*.safetensors"):
         weights.unlink()  # only the layout is used
 
-    model = LatentDiffusion.load(str(single_file), config=str(tmp_path / "config"))
+    model = LatentDiffusion.load(str(single_file), device="cpu", config=str(tmp_path / "config"))
     original = tiny_pipeline()
     for part in ("unet", "vae", "text_encoder"):
         expected, loaded = getattr(original, part).state_dict(), getattr(model.pipeline, part).state_dict()
@@ -569,7 +569,10 @@ def test_a_single_file_inside_a_diffusers_folder_is_described_by_that_folder(
     single_file: Path, copied_folder: Path, offline: None
 ) -> None:
     moved = single_file.rename(copied_folder / "model.safetensors")
-    assert LatentDiffusion.load(str(moved)).fingerprint == LatentDiffusion.load(str(copied_folder)).fingerprint
+    assert (
+        LatentDiffusion.load(str(moved), device="cpu").fingerprint
+        == LatentDiffusion.load(str(copied_folder), device="cpu").fingerprint
+    )
 
 
 @pytest.mark.parametrize("config", [None, "nobody/no-such-model", "/no/such/folder"])

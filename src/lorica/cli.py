@@ -30,6 +30,10 @@ app = typer.Typer(
 
 BAD_INPUT, GATE_FAILED, INTERRUPTED = 2, 3, 130
 
+CONFIG = typer.Option("--config", metavar="FILE", help="YAML file with any of the keys below")
+SET = typer.Option("--set", metavar="KEY=VALUE", help="set one key, e.g. lora.rank=16; may be repeated")
+PRINT_CONFIG = typer.Option("--print-config", help="print the resolved configuration as YAML and stop")
+
 Handler = Callable[[Any], int | None]
 
 
@@ -58,14 +62,16 @@ def add_verb(
                 raise typer.Exit(handler(resolved) or 0)
 
     signature = [
-        _parameter("config", Annotated[Path | None, typer.Option("--config", metavar="FILE", help="YAML file with any of the keys below")], None),
-        _parameter("assignments", Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="set one key, e.g. lora.rank=16; may be repeated")], None),
-        _parameter("print_config", Annotated[bool, typer.Option("--print-config", help="print the resolved configuration as YAML and stop")], False),
-    ]  # fmt: skip
+        _parameter("config", Annotated[Path | None, CONFIG], None),
+        _parameter("assignments", Annotated[list[str] | None, SET], None),
+        _parameter("print_config", Annotated[bool, PRINT_CONFIG], False),
+    ]
     for key in [*positional, *(key for key in leaves if key not in positional)]:
         signature.append(_leaf_parameter(key, leaves[key], argument=key in positional))
     command.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
-    command.__doc__ = inspect.cleandoc(cls.__doc__ or "") + (f"\n\n[bold]Examples[/]\n\n{examples}" if examples else "")
+    command.__doc__ = inspect.cleandoc(cls.__doc__ or "") + (
+        f"\n\n[bold]Examples[/]\n\n{examples}" if examples else ""
+    )
     app.command(name)(command)
 
 
@@ -94,20 +100,24 @@ def _identifier(key: str) -> str:
 
 def _leaf_parameter(key: str, field: FieldInfo, *, argument: bool) -> inspect.Parameter:
     """A typer parameter. Values stay strings: the configuration class checks them, for all sources alike."""
-    help_text = escape(field.description or "")
+    shown = escape(field.description or "")
     default = field.get_default(call_default_factory=True)
     if default is not PydanticUndefined and default not in (None, [], ""):
-        help_text += escape(f" [default: {default}]")
-    panel = f"Options: {key.split('.')[0]}" if "." in key else None
-    flag = "--" + key.replace(".", "-").replace("_", "-")
+        shown += escape(f" [default: {default}]")
+    name = _identifier(key)
     kinds = set(_plain_types(field.annotation))
-    annotation: Any = list[str] | None if list in kinds else str | None
+    values: Any = list[str] | None if list in kinds else str | None
     if argument:
-        return _parameter(_identifier(key), Annotated[annotation, typer.Argument(help=help_text, metavar=key.upper(), show_default=False)], None)
+        return _parameter(
+            name, Annotated[values, typer.Argument(help=shown, metavar=key.upper(), show_default=False)], None
+        )
+    flag = "--" + key.replace(".", "-").replace("_", "-")
+    about: dict[str, Any] = {"help": shown, "show_default": False}
+    if "." in key:
+        about["rich_help_panel"] = f"Options: {key.split('.')[0]}"
     if kinds == {bool}:
-        declaration = f"{flag}/--no-{flag[2:]}"
-        return _parameter(_identifier(key), Annotated[bool | None, typer.Option(declaration, help=help_text, rich_help_panel=panel, show_default=False)], None)
-    return _parameter(_identifier(key), Annotated[annotation, typer.Option(flag, metavar=_metavar(field, kinds), help=help_text, rich_help_panel=panel, show_default=False)], None)  # fmt: skip
+        return _parameter(name, Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", **about)], None)
+    return _parameter(name, Annotated[values, typer.Option(flag, metavar=_metavar(field, kinds), **about)], None)
 
 
 def _plain_types(annotation: Any) -> list[Any]:
@@ -145,11 +155,18 @@ def _audit(config: Any) -> int:
     audit = run(config)
     print_audit(audit)
     run_folder = config.lora if config.lora is not None and config.lora.is_dir() else None
-    page = build([load_run(config.output, run_folder)], title="Membership audit", command=_command(), output=config.output / "report.html")
+    page = build(
+        [load_run(config.output, run_folder)],
+        title="Membership audit",
+        command=_command(),
+        output=config.output / "report.html",
+    )
     console.print(f"Report: {escape(str(page))}")
     gate = audit["gate"]
     if gate is not None:
-        console.print(f"[{'red' if gate['failed'] else 'green'}]release gate {escape(gate['rule'])}: {escape(gate['reason'])}[/]")
+        console.print(
+            f"[{'red' if gate['failed'] else 'green'}]release gate {escape(gate['rule'])}: {escape(gate['reason'])}[/]"
+        )
     return GATE_FAILED if gate is not None and gate["failed"] else 0
 
 
@@ -157,11 +174,16 @@ def _generate(config: Any) -> None:
     from lorica.generate import run
 
     result = run(config)
-    console.print(f"Done: {result['counts']['pictures']} pictures in {escape(str(config.output / 'pictures'))}, overview in grid.png.")
+    console.print(
+        f"Done: {result['counts']['pictures']} pictures in {escape(str(config.output / 'pictures'))}, "
+        "overview in grid.png."
+    )
     quality = result["quality"]
     if quality is not None:
         note = "" if quality["comparable"] else " (not comparable with published numbers)"
-        console.print(f"FID {quality['fid']:.4g}, KID {quality['kid']['value']:.4g} over {escape(quality['extractor'])}{note}")
+        console.print(
+            f"FID {quality['fid']:.4g}, KID {quality['kid']['value']:.4g} over {escape(quality['extractor'])}{note}"
+        )
         for warning in quality["warnings"]:
             console.print(f"[yellow]warning:[/] {escape(warning)}")
 
@@ -169,7 +191,10 @@ def _generate(config: Any) -> None:
 def _report(config: Any) -> None:
     from lorica.report import build, load_run
 
-    runs = [load_run(folder, folder.parent if (folder.parent / "metrics.jsonl").exists() else None) for folder in config.audits]
+    runs = [
+        load_run(folder, folder.parent if (folder.parent / "metrics.jsonl").exists() else None)
+        for folder in config.audits
+    ]
     page = build(runs, title=config.title, command=_command(), output=config.output)
     console.print(f"Report: {escape(str(page))}")
 
@@ -183,11 +208,23 @@ def _demo(config: Any) -> None:
 def print_audit(audit: dict[str, Any]) -> None:
     """The verdict and one line per attack."""
     console.print(f"[bold]{escape(audit['verdict']['text'])}[/]")
-    table = Table("attack", "AUC [95 %]", "ASR (transferred)", "ASR (oracle)", *(f"TPR@{float(f):g}FPR" for f in next(iter(audit["attacks"].values()))["tpr"]))
+    table = Table(
+        "attack",
+        "AUC [95 %]",
+        "ASR (transferred)",
+        "ASR (oracle)",
+        *(f"TPR@{float(f):g}FPR" for f in next(iter(audit["attacks"].values()))["tpr"]),
+    )
     for name, found in sorted(audit["attacks"].items(), key=lambda item: -abs(item[1]["auc"]["value"] - 0.5)):
         auc = found["auc"]
         rates = [f"{t['value']:.3f}{'' if t['reliable'] else ' (few)'}" for t in found["tpr"].values()]
-        table.add_row(name, f"{auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]".replace("[", "\\["), f"{found['asr']['value']:.3f}", f"{found['oracle_asr']['value']:.3f}", *rates)
+        table.add_row(
+            name,
+            f"{auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]".replace("[", "\\["),
+            f"{found['asr']['value']:.3f}",
+            f"{found['oracle_asr']['value']:.3f}",
+            *rates,
+        )
     console.print(table)
     for warning in audit["warnings"]:
         console.print(f"[yellow]warning:[/] {escape(warning)}")
@@ -208,18 +245,34 @@ def _register() -> None:
 
     add_verb("demo", DemoConfig, _demo, examples="lorica demo --output runs/demo")
     add_verb(
-        "adapt", AdaptConfig, _adapt, positional=("data",),
+        "adapt",
+        AdaptConfig,
+        _adapt,
+        positional=("data",),
         examples="lorica adapt pictures/ --objective smp-lora --steps 2000 --seed 0 --output runs/mine\n\n"
         "lorica adapt pictures/ --output runs/mine --resume",
-    )  # fmt: skip
+    )
     add_verb(
-        "audit", AuditConfig, _audit,
+        "audit",
+        AuditConfig,
+        _audit,
         examples="lorica audit --lora runs/mine --output runs/mine/audit\n\n"
         "lorica audit --base MODEL --lora lora.safetensors --members in/ --nonmembers out/ --output audit "
-        "--fail-if \"auc>0.6\"",
-    )  # fmt: skip
-    add_verb("generate", GenerateConfig, _generate, examples="lorica generate --lora runs/mine --captions \"a cat\" --output pictures")
-    add_verb("report", ReportConfig, _report, positional=("audits",), examples="lorica report runs/a/audit runs/b/audit --output compare.html")
+        '--fail-if "auc>0.6"',
+    )
+    add_verb(
+        "generate",
+        GenerateConfig,
+        _generate,
+        examples='lorica generate --lora runs/mine --captions "a cat" --output pictures',
+    )
+    add_verb(
+        "report",
+        ReportConfig,
+        _report,
+        positional=("audits",),
+        examples="lorica report runs/a/audit runs/b/audit --output compare.html",
+    )
 
 
 @app.callback(invoke_without_command=True)

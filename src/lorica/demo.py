@@ -59,7 +59,9 @@ def run(config: DemoConfig) -> dict[str, Any]:
         "nonmembers": write_cohort(
             config.output / "people" / "nonmembers", config.nonmembers, config.seed, STARTS["nonmembers"]
         ),
-        "reference": write_cohort(config.output / "people" / "reference", config.nonmembers, config.seed, STARTS["reference"]),
+        "reference": write_cohort(
+            config.output / "people" / "reference", config.nonmembers, config.seed, STARTS["reference"]
+        ),
     }
     captions = tuple(file.read_text(encoding="utf-8").strip() for file in sorted(people["reference"].glob("*.txt")))
     runs = [_drawn_by_base(config, people["reference"], captions)]
@@ -69,7 +71,12 @@ def run(config: DemoConfig) -> dict[str, Any]:
     rows = [_row(found) for found in runs]
     result = provenance(config.model_dump(mode="json"), config.seed) | {"rows": rows}
     write_json(config.output / DEMO_FILE, result)
-    page = report.build(runs, title="Private adaptation: what the LoRA gives away", command=_command(), output=config.output / "report.html")
+    page = report.build(
+        runs,
+        title="Private adaptation: what the LoRA gives away",
+        command=_command(),
+        output=config.output / "report.html",
+    )
     _print(rows)
     console.print(f"Report: {escape(str(page))}")
     return result
@@ -81,16 +88,35 @@ def _method(
     folder = config.output / label.lower().replace(" ", "-")
     cache = config.output / "cache"
     defaults = {
-        "data": people["members"], "output": folder, "steps": config.steps, "batch_size": config.batch_size,
-        "learning_rate": config.learning_rate, "seed": config.seed, "device": config.device, "cache": cache,
-        "lora.rank": config.rank, "lora.alpha": config.rank, "lora.targets": "transformer-blocks",
+        "data": people["members"],
+        "output": folder,
+        "steps": config.steps,
+        "batch_size": config.batch_size,
+        "learning_rate": config.learning_rate,
+        "seed": config.seed,
+        "device": config.device,
+        "cache": cache,
+        "lora.rank": config.rank,
+        "lora.alpha": config.rank,
+        "lora.targets": "transformer-blocks",
         "split.nonmembers": people["nonmembers"],
-        "validate_every": max(1, config.steps // 10), "sample_every": config.steps, "keep_checkpoints": False,
-        "resume": True, "overwrite": config.overwrite,
-    }  # fmt: skip
+        "validate_every": max(1, config.steps // 10),
+        "sample_every": config.steps,
+        "keep_checkpoints": False,
+        "resume": True,
+        "overwrite": config.overwrite,
+    }
     adapt.run(load(AdaptConfig, options=defaults | settings))
     found = audit.run(
-        AuditConfig(output=folder / "audit", lora=folder, seed=config.seed, device=config.device, cache=cache, batch_size=64, overwrite=config.overwrite)
+        AuditConfig(
+            output=folder / "audit",
+            lora=folder,
+            seed=config.seed,
+            device=config.device,
+            cache=cache,
+            batch_size=64,
+            overwrite=config.overwrite,
+        )
     )
     console.print(escape(found["verdict"]["text"]))
     pictures = _draw(config, folder, folder, people["reference"], captions)
@@ -98,28 +124,44 @@ def _method(
 
 
 def _drawn_by_base(config: DemoConfig, reference: Path, captions: tuple[str, ...]) -> report.ReportRun:
-    return _report_run("Base model", {}, config.output / "base", _draw(config, None, config.output / "base", reference, captions))
+    return _report_run(
+        "Base model", {}, config.output / "base", _draw(config, None, config.output / "base", reference, captions)
+    )
 
 
-def _draw(config: DemoConfig, lora: Path | None, folder: Path, reference: Path, captions: tuple[str, ...]) -> dict[str, Any]:
+def _draw(
+    config: DemoConfig, lora: Path | None, folder: Path, reference: Path, captions: tuple[str, ...]
+) -> dict[str, Any]:
     """Pictures of people that no model was trained on: captions and FID/KID reference are fresh draws."""
     return generate.run(
         GenerateConfig(
-            output=folder / "pictures", lora=lora, captions=list(captions[: config.pictures]), seed=config.seed,
-            steps=20, guidance=2.0, batch_size=32, reference=reference, device=config.device,
-            resume=not config.overwrite, overwrite=config.overwrite,
+            output=folder / "pictures",
+            lora=lora,
+            captions=list(captions[: config.pictures]),
+            seed=config.seed,
+            steps=20,
+            guidance=2.0,
+            batch_size=32,
+            reference=reference,
+            device=config.device,
+            resume=not config.overwrite,
+            overwrite=config.overwrite,
         )
-    )  # fmt: skip
+    )
 
 
-def _report_run(label: str, found: dict[str, Any], folder: Path, drawn: dict[str, Any], shown: int = 8) -> report.ReportRun:
+def _report_run(
+    label: str, found: dict[str, Any], folder: Path, drawn: dict[str, Any], shown: int = 8
+) -> report.ReportRun:
     metrics = folder / "metrics.jsonl"
     return report.ReportRun(
-        label=label, audit=found, quality=drawn["quality"],
+        label=label,
+        audit=found,
+        quality=drawn["quality"],
         metrics=[json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else [],
         samples=sorted((folder / "pictures" / "pictures").glob("*.png"))[:shown],
         captions=drawn["request"]["captions"][:shown],
-    )  # fmt: skip
+    )
 
 
 def _row(found: report.ReportRun) -> dict[str, Any]:
@@ -145,7 +187,12 @@ def _print(rows: list[dict[str, Any]]) -> None:
         figures = ["-"] * 4
         if row["attack"]:
             auc = row["auc"]
-            figures = [row["attack"], f"{row['asr']['value']:.3f}", f"{auc['value']:.3f} \\[{auc['low']:.3f}, {auc['high']:.3f}]", f"{row['tpr']['0.05']['value']:.3f}"]
+            figures = [
+                row["attack"],
+                f"{row['asr']['value']:.3f}",
+                f"{auc['value']:.3f} \\[{auc['low']:.3f}, {auc['high']:.3f}]",
+                f"{row['tpr']['0.05']['value']:.3f}",
+            ]
         loss = f"{row['val_nonmember']:.4f}" if row["val_nonmember"] is not None else "-"
         table.add_row(row["method"], loss, f"{row['fid']:.4f}", f"{row['kid']['value']:.4f}", *figures)
     console.print(table)

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,19 @@ from PIL import Image, ImageDraw, ImageFilter
 SIZE = 128  # pictures are kept at twice the model's 64 px, so that the autoencoder can be shown crops
 
 COLOURS = {
-    "red": (215, 45, 45), "green": (50, 160, 70), "blue": (45, 95, 210), "yellow": (245, 210, 50),
-    "orange": (240, 140, 40), "purple": (140, 70, 180), "pink": (240, 140, 180), "brown": (130, 85, 50),
-    "black": (25, 25, 25), "white": (250, 250, 250), "grey": (140, 140, 140), "turquoise": (60, 195, 190),
-}  # fmt: skip
+    "red": (215, 45, 45),
+    "green": (50, 160, 70),
+    "blue": (45, 95, 210),
+    "yellow": (245, 210, 50),
+    "orange": (240, 140, 40),
+    "purple": (140, 70, 180),
+    "pink": (240, 140, 180),
+    "brown": (130, 85, 50),
+    "black": (25, 25, 25),
+    "white": (250, 250, 250),
+    "grey": (140, 140, 140),
+    "turquoise": (60, 195, 190),
+}
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "ring", "cross", "hexagon", "heart", "bar")
 COUNTS = ("one", "two", "three", "four")
 PATTERNS = ("stripes", "dots", "checks", "waves")
@@ -26,8 +36,10 @@ def load_packed(folder: Path) -> list[Image.Image]:
     packed = np.load(folder / "images.npz")
     blob, offsets = packed["blob"], packed["offsets"]
     return [
-        Image.open(io.BytesIO(blob[start:stop].tobytes())).convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
-        for start, stop in zip(offsets[:-1], offsets[1:], strict=True)
+        Image.open(io.BytesIO(blob[start:stop].tobytes()))
+        .convert("RGB")
+        .resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+        for start, stop in pairwise(offsets)
     ]
 
 
@@ -40,10 +52,12 @@ def _polygon(sides: int, turn: float, radius: float, inner: float | None = None)
     radii = [radius, inner] if inner is not None else [radius]
     count = sides * len(radii)
     return [
-        (radii[k % len(radii)] * math.sin(turn + 2 * math.pi * k / count),
-         -radii[k % len(radii)] * math.cos(turn + 2 * math.pi * k / count))
+        (
+            radii[k % len(radii)] * math.sin(turn + 2 * math.pi * k / count),
+            -radii[k % len(radii)] * math.cos(turn + 2 * math.pi * k / count),
+        )
         for k in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, turn: float, fill: tuple) -> None:
@@ -60,15 +74,45 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: fl
         draw.ellipse((x - r, y - r, x + r, y + r), outline=fill, width=max(3, int(r * 0.4)))
     elif shape == "heart":
         curve = [k * 2 * math.pi / 48 for k in range(48)]
-        points = [(16 * math.sin(t) ** 3 / 17, -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 17) for t in curve]
+        points = [
+            (
+                16 * math.sin(t) ** 3 / 17,
+                -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 17,
+            )
+            for t in curve
+        ]
         draw.polygon(at([(r * px, r * py) for px, py in points]), fill=fill)
     elif shape == "cross":
         arm = 0.32
-        draw.polygon(rotated([(-arm, -1), (arm, -1), (arm, -arm), (1, -arm), (1, arm), (arm, arm), (arm, 1), (-arm, 1), (-arm, arm), (-1, arm), (-1, -arm), (-arm, -arm)]), fill=fill)  # fmt: skip
+        draw.polygon(
+            rotated(
+                [
+                    (-arm, -1),
+                    (arm, -1),
+                    (arm, -arm),
+                    (1, -arm),
+                    (1, arm),
+                    (arm, arm),
+                    (arm, 1),
+                    (-arm, 1),
+                    (-arm, arm),
+                    (-1, arm),
+                    (-1, -arm),
+                    (-arm, -arm),
+                ]
+            ),
+            fill=fill,
+        )
     elif shape == "bar":
         draw.polygon(rotated([(-1.2, -0.35), (1.2, -0.35), (1.2, 0.35), (-1.2, 0.35)]), fill=fill)
     else:
-        sides, inner, offset = {"square": (4, None, math.pi / 4), "triangle": (3, None, 0.0), "star": (5, 0.45 * r, 0.0), "diamond": (4, None, 0.0), "hexagon": (6, None, 0.0)}[shape]
+        sides, inner, offset = {
+            "square": (4, None, math.pi / 4),
+            "triangle": (3, None, 0.0),
+            "star": (5, 0.45 * r, 0.0),
+            "diamond": (4, None, 0.0),
+            "hexagon": (6, None, 0.0),
+        }[shape]
         draw.polygon(at(_polygon(sides, turn * 0.3 + offset, r, inner)), fill=fill)
 
 
@@ -89,12 +133,23 @@ def draw_shapes(rng: np.random.Generator) -> tuple[Image.Image, str]:
     if count == 1:
         big = bool(rng.random() < 0.5)
         r = side * (rng.uniform(0.3, 0.4) if big else rng.uniform(0.13, 0.2))
-        centres = [(side / 2 + rng.uniform(-1, 1) * (side / 2 - r) * 0.6, side / 2 + rng.uniform(-1, 1) * (side / 2 - r) * 0.6)]
+        centres = [
+            (
+                side / 2 + rng.uniform(-1, 1) * (side / 2 - r) * 0.6,
+                side / 2 + rng.uniform(-1, 1) * (side / 2 - r) * 0.6,
+            )
+        ]
         size = "big " if big else "small "
     else:
         r = side * rng.uniform(0.13, 0.18)
-        cells = {2: [(0.28, 0.5), (0.72, 0.5)], 3: [(0.5, 0.28), (0.28, 0.7), (0.72, 0.7)], 4: [(0.28, 0.28), (0.72, 0.28), (0.28, 0.72), (0.72, 0.72)]}[count]
-        centres = [(side * (cx + rng.uniform(-0.05, 0.05)), side * (cy + rng.uniform(-0.05, 0.05))) for cx, cy in cells]
+        cells = {
+            2: [(0.28, 0.5), (0.72, 0.5)],
+            3: [(0.5, 0.28), (0.28, 0.7), (0.72, 0.7)],
+            4: [(0.28, 0.28), (0.72, 0.28), (0.28, 0.72), (0.72, 0.72)],
+        }[count]
+        centres = [
+            (side * (cx + rng.uniform(-0.05, 0.05)), side * (cy + rng.uniform(-0.05, 0.05))) for cx, cy in cells
+        ]
         size = ""
     for x, y in centres:
         _draw_shape(draw, shape, x, y, r, rng.uniform(-0.5, 0.5), fill)
@@ -128,7 +183,10 @@ def draw_texture(rng: np.random.Generator) -> Image.Image:
     """Overlapping shaded blobs and strokes without a caption: teaches the autoencoder more than flat emoji do."""
     image = Image.new("RGB", (SIZE, SIZE), tuple(int(v) for v in rng.integers(0, 256, 3)))
     for _ in range(int(rng.integers(5, 40))):
-        layer, mask = Image.new("RGB", (SIZE, SIZE), tuple(int(v) for v in rng.integers(0, 256, 3))), Image.new("L", (SIZE, SIZE))
+        layer, mask = (
+            Image.new("RGB", (SIZE, SIZE), tuple(int(v) for v in rng.integers(0, 256, 3))),
+            Image.new("L", (SIZE, SIZE)),
+        )
         draw = ImageDraw.Draw(mask)
         x, y = rng.uniform(0, SIZE, 2)
         w, h = rng.uniform(3, 40, 2)
@@ -139,7 +197,9 @@ def draw_texture(rng: np.random.Generator) -> Image.Image:
         elif kind == 1:
             draw.polygon([(x + rng.normal(0, w), y + rng.normal(0, h)) for _ in range(4)], fill=strength)
         else:
-            draw.line([(x, y), (x + rng.normal(0, 40), y + rng.normal(0, 40))], fill=strength, width=int(rng.integers(1, 8)))
+            draw.line(
+                [(x, y), (x + rng.normal(0, 40), y + rng.normal(0, 40))], fill=strength, width=int(rng.integers(1, 8))
+            )
         if rng.random() < 0.4:
             mask = mask.filter(ImageFilter.GaussianBlur(float(rng.uniform(1, 8))))
         image.paste(layer, mask=mask)

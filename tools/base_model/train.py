@@ -11,13 +11,13 @@ goes on from it when called again. Nothing of the private style (`lorica.data.co
 import argparse
 import json
 import math
-import os
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from card import write_card
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from pictures import as_array, drawn, load_captions, load_packed, textures
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -32,7 +32,9 @@ SHARES = {"noto": 0.60, "clothing": 0.12, "drawn": 0.28}
 def dataset(data: Path, work: Path) -> dict:
     """Pictures (uint8, 128 px) and captions per source, decoded once and kept in WORK."""
     file = work / "pictures.npz"
-    captions = {name: load_captions(data / folder) for name, folder in (("noto", "noto_emoji"), ("clothing", "clothing"))}
+    captions = {
+        name: load_captions(data / folder) for name, folder in (("noto", "noto_emoji"), ("clothing", "clothing"))
+    }
     pictures, captions["drawn"] = drawn(6000, seed=0)
     if file.exists():
         arrays = dict(np.load(file))
@@ -61,43 +63,73 @@ def shrink(batch: torch.Tensor, size: int) -> torch.Tensor:
 # ----- models ---------------------------------------------------------------------------------------------------
 def build_autoencoder() -> AutoencoderKL:
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 96), layers_per_block=1, latent_channels=LATENT_CHANNELS,
-        norm_num_groups=8, sample_size=PIXELS, mid_block_add_attention=False,
-    )  # fmt: skip
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 96),
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        sample_size=PIXELS,
+        mid_block_add_attention=False,
+    )
 
 
 def build_unet() -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        sample_size=PIXELS // 8, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS,
-        down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
-        block_out_channels=(96, 128), layers_per_block=1, cross_attention_dim=WIDTH, attention_head_dim=2,
+        sample_size=PIXELS // 8,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        block_out_channels=(96, 128),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=2,
         norm_num_groups=16,
-    )  # fmt: skip
+    )
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=3,
-            num_attention_heads=4, max_position_embeddings=TOKENS, projection_dim=WIDTH,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=4 * WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=TOKENS,
+            projection_dim=WIDTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         )
-    )  # fmt: skip
+    )
 
 
 def build_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
     """A byte-pair tokenizer in CLIP's format (`</w>` word ends), learned from the public captions only."""
     bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(pattern=__import__("tokenizers").Regex(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"), behavior="removed", invert=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(
+                pattern=__import__("tokenizers").Regex(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"),
+                behavior="removed",
+                invert=True,
+            ),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<|startoftext|>", "<|endoftext|>"], initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
     # CLIP needs every byte also as a word end, so that no word is ever unknown.
-    singles = [c for c in alphabet]
+    singles = list(alphabet)
     bpe.train_from_iterator(captions, trainer)
     model = json.loads(bpe.to_str())["model"]
     vocab: dict[str, int] = model["vocab"]
@@ -112,7 +144,7 @@ def build_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
 # ----- training loops -------------------------------------------------------------------------------------------
 def save_atomically(state: dict, file: Path) -> None:
     torch.save(state, file.with_suffix(".part"))
-    os.replace(file.with_suffix(".part"), file)
+    file.with_suffix(".part").replace(file)
 
 
 def learning_rate(progress: float, peak: float) -> float:
@@ -131,7 +163,12 @@ def train_autoencoder(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     pictures = dataset(args.data, args.work)["pictures"]
     train = torch.cat([p[~held_out(len(p))] for p in pictures.values()])
-    weights = torch.cat([torch.full((int((~held_out(len(p))).sum()),), w / len(p)) for p, w in zip(pictures.values(), (0.45, 0.25, 0.1, 0.2), strict=True)])
+    weights = torch.cat(
+        [
+            torch.full((int((~held_out(len(p))).sum()),), w / len(p))
+            for p, w in zip(pictures.values(), (0.45, 0.25, 0.1, 0.2), strict=True)
+        ]
+    )
     validation = {k: shrink(p[held_out(len(p))][:100], PIXELS) for k, p in pictures.items()}
     model = build_autoencoder().to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01)
@@ -148,7 +185,11 @@ def train_autoencoder(args: argparse.Namespace) -> None:
 
     def check() -> None:
         psnr = {name: reconstruction(model, pictures) for name, pictures in validation.items()}
-        print(f"step {step} {time.time() - start:.0f}s validation PSNR " + " ".join(f"{k} {v:.2f}" for k, v in psnr.items()), flush=True)
+        print(
+            f"step {step} {time.time() - start:.0f}s validation PSNR "
+            + " ".join(f"{k} {v:.2f}" for k, v in psnr.items()),
+            flush=True,
+        )
 
     while time.time() - start < budget:
         for group in optimiser.param_groups:
@@ -177,10 +218,21 @@ def train_autoencoder(args: argparse.Namespace) -> None:
             print(f"step {step} {time.time() - start:.0f}s l1 {d.abs().mean():.4f} kl {kl:.2f}", flush=True)
         if time.time() - saved > 150:
             check()
-            save_atomically({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "used": time.time() - start}, file)
+            save_atomically(
+                {
+                    "model": model.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "step": step,
+                    "used": time.time() - start,
+                },
+                file,
+            )
             saved = time.time()
     check()
-    save_atomically({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "used": time.time() - start}, file)
+    save_atomically(
+        {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "used": time.time() - start},
+        file,
+    )
 
 
 def encode_all(model: AutoencoderKL, pictures: torch.Tensor, flip: bool) -> torch.Tensor:
@@ -189,7 +241,11 @@ def encode_all(model: AutoencoderKL, pictures: torch.Tensor, flip: bool) -> torc
     with torch.inference_mode():
         for start in range(0, len(pictures), 64):
             x = shrink(pictures[start : start + 64], PIXELS)
-            out.append(model.encode((x.flip(-1) if flip else x).contiguous(memory_format=torch.channels_last)).latent_dist.mean)
+            out.append(
+                model.encode(
+                    (x.flip(-1) if flip else x).contiguous(memory_format=torch.channels_last)
+                ).latent_dist.mean
+            )
     return torch.cat(out).clone()
 
 
@@ -225,9 +281,14 @@ def noise_schedule() -> DDIMScheduler:
     then learns to draw before it learns to listen.
     """
     return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1, prediction_type="v_prediction",
-    )  # fmt: skip
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction",
+    )
 
 
 def train_denoiser(args: argparse.Namespace) -> None:
@@ -238,7 +299,9 @@ def train_denoiser(args: argparse.Namespace) -> None:
     tokenizer = build_tokenizer([c for name in SHARES for c in captions[name]], args.work / "tokenizer")
 
     def tokens(texts: list[str]) -> torch.Tensor:
-        return tokenizer(texts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt").input_ids
+        return tokenizer(
+            texts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
+        ).input_ids
 
     full = {name: tokens(captions[name]) for name in SHARES}
     short = {name: tokens([shorter(c) for c in captions[name]]) for name in SHARES}
@@ -253,7 +316,11 @@ def train_denoiser(args: argparse.Namespace) -> None:
     step, used, file = 0, 0.0, args.work / "denoiser.pt"
     if file.exists():
         state = torch.load(file, weights_only=True)
-        unet.load_state_dict(state["unet"]), text.load_state_dict(state["text"]), optimiser.load_state_dict(state["optimiser"])
+        (
+            unet.load_state_dict(state["unet"]),
+            text.load_state_dict(state["text"]),
+            optimiser.load_state_dict(state["optimiser"]),
+        )
         average, step, used = state["average"], state["step"], state["used"]
     elif args.start is not None:  # continue from exported weights; the optimiser starts afresh
         exported = StableDiffusionPipeline.from_pretrained(args.start, safety_checker=None)
@@ -285,7 +352,19 @@ def train_denoiser(args: argparse.Namespace) -> None:
         return result
 
     def save() -> None:
-        save_atomically({"unet": unet.state_dict(), "text": text.state_dict(), "average": average, "optimiser": optimiser.state_dict(), "step": step, "used": time.time() - start, "scale": scale, "validation": validation_loss()}, file)
+        save_atomically(
+            {
+                "unet": unet.state_dict(),
+                "text": text.state_dict(),
+                "average": average,
+                "optimiser": optimiser.state_dict(),
+                "step": step,
+                "used": time.time() - start,
+                "scale": scale,
+                "validation": validation_loss(),
+            },
+            file,
+        )
 
     start, budget, saved = time.time() - used, args.minutes * 60, time.time()
     batch, names = 32, list(SHARES)
@@ -317,7 +396,9 @@ def train_denoiser(args: argparse.Namespace) -> None:
             print(f"step {step} {time.time() - start:.0f}s loss {recent:.4f}", flush=True)
         if time.time() - saved > 240:
             save()
-            print(f"step {step} validation " + " ".join(f"{k} {v:.4f}" for k, v in validation_loss().items()), flush=True)
+            print(
+                f"step {step} validation " + " ".join(f"{k} {v:.4f}" for k, v in validation_loss().items()), flush=True
+            )
             saved = time.time()
     for p, a in zip(parameters, average, strict=True):
         p.data.copy_(a)
@@ -334,98 +415,34 @@ def export(args: argparse.Namespace) -> None:
         p.data.copy_(a)
     vae.register_to_config(scaling_factor=state["scale"])
     pipeline = StableDiffusionPipeline(
-        vae=vae.to(memory_format=torch.contiguous_format), text_encoder=text, tokenizer=tokenizer, unet=unet,
-        scheduler=noise_schedule(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=vae.to(memory_format=torch.contiguous_format),
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=noise_schedule(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipeline.to(torch.float16).save_pretrained(args.output)
     for file in args.output.rglob("*.safetensors"):
         file.chmod(0o644)
-    write_card(args, state)
+    pictures = dataset(args.data, args.work)["pictures"]
+    psnr = {
+        name: reconstruction(vae.float(), shrink(pictures[name][held_out(len(pictures[name]))][:100], PIXELS))
+        for name in SHARES
+    }
+    write_card(
+        args.output,
+        shares=SHARES,
+        validation={name: (state["validation"][name], psnr[name]) for name in SHARES},
+        steps=state["step"],
+        minutes=state["used"] / 60,
+        autoencoder_steps=torch.load(args.work / "autoencoder.pt", weights_only=True)["step"],
+        note=args.note,
+    )
     size = sum(f.stat().st_size for f in args.output.rglob("*") if f.is_file())
     print(f"{args.output}: {size / 1e6:.2f} MB after {state['step']} steps")
-
-
-CARD = """# Lorica's built-in base model
-
-A small text-conditioned latent diffusion model in the diffusers layout, trained from scratch by
-`tools/base_model/train.py`. It exists so that adaptation and audits can be tried and tested in minutes without a
-network. It is not a good picture generator and is not meant to be one.
-
-![samples](samples.png)
-
-Every picture above was drawn by the model: seed 0 and following, 30 DDIM steps, guidance 4. Captions, row by row:
-
-{captions}
-
-## Parts
-
-| part | class | size |
-|---|---|---|
-{parts}
-
-64 x 64 pixels, latents 8 x 8 x {channels} (8x smaller), v-prediction, Stable Diffusion's noise schedule, captions of at
-most {tokens} tokens. Weights in fp16.
-
-## Data
-
-| source | pictures | share of steps | licence |
-|---|---|---|---|
-| Noto Emoji, flat emoji on white | 1,613 | {noto:.0%} | SIL Open Font License 1.1 / Apache-2.0 |
-| Clothing dataset (small), photographs | 3,781 | {clothing:.0%} | CC0 1.0 |
-| shapes and patterns drawn by `tools/base_model/pictures.py` | 6,000 | {drawn:.0%} | Apache-2.0, ours |
-
-Every 20th picture was left out for validation. The autoencoder also saw 3,000 drawn textures. Nothing in the style of
-the built-in private set (painted portraits, `lorica.data.cohort`) and no Fluent Emoji was used, so that both can play
-the private set.
-
-## Training
-
-Denoiser and text encoder: {steps} steps of 32 pictures, AdamW, peak learning rate 1e-3, cosine; {minutes:.0f} minutes of one CPU
-core beside other work (Intel Xeon). Weights are an exponential moving average. Autoencoder: {vae_steps} steps of 16 pictures.
-
-| validation (pictures never trained on) | Noto Emoji | clothing | drawn |
-|---|---|---|---|
-| adaptation loss, 8 noise levels, at most 64 pictures, seed 1 | {val[noto]:.4f} | {val[clothing]:.4f} | {val[drawn]:.4f} |
-| autoencoder PSNR, dB | {psnr[noto]:.1f} | {psnr[clothing]:.1f} | {psnr[drawn]:.1f} |
-
-## Limits
-
-Prompts outside the training captions give mush. Small faces, letters and fine patterns are lost in the autoencoder. The
-model has seen each emoji many times and can be expected to have memorised some; all of them are public.
-
-Licence of the weights: Apache-2.0.
-"""
-
-SHOWN = (
-    *(f"a flat emoji of {name}" for name in ("red heart", "pizza", "grinning face", "strawberry", "house", "soccer ball", "rocket", "green apple")),
-    *(f"a photo of {name}" for name in ("a dress", "pants", "shoes", "a t-shirt", "a hat", "shorts", "a skirt", "a shirt")),
-    "a drawing of one big red circle on a blue background", "a drawing of three green stars on a white background",
-    "a drawing of one small yellow heart on a black background", "a drawing of two purple squares on a orange background",
-    "a drawing of red stripes on a white background", "a drawing of four pink hexagons on a grey background",
-    "a drawing of one big green cross on a pink background", "a drawing of blue dots on a yellow background",
-)  # fmt: skip
-
-
-def write_card(args: argparse.Namespace, state: dict) -> None:
-    """README.md and samples.png beside the weights, from figures measured here and in training."""
-    from lorica.diffusion import LatentDiffusion
-    from lorica.diffusion.sheet import grid
-
-    model = LatentDiffusion.load(str(args.output), device="cpu")
-    grid(model.sample(SHOWN, seed=0, steps=30, guidance=4.0), 8).save(args.output / "samples.png")
-    pictures = dataset(args.data, args.work)["pictures"]
-    autoencoder = load_autoencoder(args.work)
-    psnr = {name: reconstruction(autoencoder, shrink(pictures[name][held_out(len(pictures[name]))][:100], PIXELS)) for name in SHARES}
-    parts = [
-        f"| {what} | {type(module).__name__} | {sum(p.numel() for p in module.parameters()) / 1e6:.2f} M |"
-        for what, module in (("autoencoder", model.pipeline.vae), ("text encoder", model.pipeline.text_encoder), ("UNet", model.pipeline.unet))
-    ]
-    card = CARD.format(
-        captions="\n".join(f"{i + 1}. {caption}" for i, caption in enumerate(SHOWN)), parts="\n".join(parts),
-        channels=LATENT_CHANNELS, tokens=TOKENS, **SHARES, steps=state["step"], minutes=state["used"] / 60, val=state["validation"],
-        psnr=psnr, vae_steps=torch.load(args.work / "autoencoder.pt", weights_only=True)["step"],
-    )  # fmt: skip
-    (args.output / "README.md").write_text(card, encoding="utf-8")
 
 
 def main() -> None:
@@ -438,7 +455,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kl", type=float, default=1e-3)
     parser.add_argument("--start", type=Path, help="denoiser: exported pipeline to start from")
-    parser.add_argument("--decoder-only", action="store_true", help="leave the encoder as it is, so that latents stay valid")
+    parser.add_argument(
+        "--decoder-only", action="store_true", help="leave the encoder as it is, so that latents stay valid"
+    )
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     {"autoencoder": train_autoencoder, "denoiser": train_denoiser, "export": export}[args.stage](args)

@@ -58,8 +58,9 @@ def run(config: AdaptConfig) -> dict[str, Any]:
     if config.resume and main:
         console.print(f"Resuming after step {start} of {config.steps}." if start else "No checkpoint yet: step 0.")
     _train(config, accelerator, job, start)
-    accelerator.wait_for_everyone()
-    return _finish(config, accelerator, job) if main else {}
+    record = _finish(config, accelerator, job) if main else {}
+    accelerator.wait_for_everyone()  # when run() returns, the files are there, whichever process asks
+    return record
 
 
 def _common_start(config: AdaptConfig, accelerator: Accelerator) -> int:
@@ -104,6 +105,7 @@ def _train(config: AdaptConfig, accelerator: Accelerator, job: Job, start: int) 
                     if save:  # last, as it says that all else is done
                         _save(config, job, done, keep=keep and config.keep_checkpoints)
             if stop:
+                accelerator.wait_for_everyone()  # a process that ends early has torchrun kill the one that still saves
                 raise KeyboardInterrupt(f"the state after step {done} is saved; go on with --resume")
 
 

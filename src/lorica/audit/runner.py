@@ -187,7 +187,7 @@ def _result(
 ) -> dict[str, Any]:
     """One attack's entry in audit.json. The ASR's threshold is from auxiliary scores, only the oracle's from these."""
     level = config.level
-    threshold = float(attack.threshold(auxiliary))
+    threshold = auxiliary.oracle_threshold()
     return {
         "threat_model": attack.threat_model,
         "needs_caption": attack.needs_caption,

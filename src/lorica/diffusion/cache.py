@@ -16,7 +16,6 @@ from lorica.diffusion.model import LatentDiffusion
 from lorica.errors import LoricaError
 from lorica.progress import bar
 
-CHUNK = 32  # pictures or captions per call
 _TENSOR = "x"
 
 
@@ -55,45 +54,43 @@ def encode(model: LatentDiffusion, pictures: Sequence[Picture], folder: Path | N
     latent_keys = [_key(p.sha256, model.vae_fingerprint, str(model.resolution)) for p in pictures]
     text_keys = [_key(p.caption, model.text_fingerprint) for p in pictures]
 
+    def latent(row: int) -> Tensor:
+        return model.encode_pictures(pixels([pictures[row]], model.resolution))[0]
+
     @torch.inference_mode()
-    def captions(rows: Sequence[int]) -> Tensor:
-        with model.base_only():  # the cache's key does not name a LoRA
-            return model.encode_captions([pictures[i].caption for i in rows])
+    def context(row: int) -> Tensor:
+        return model.encode_captions([pictures[row].caption])[0]
 
-    def latents(rows: Sequence[int]) -> Tensor:
-        return model.encode_pictures(pixels([pictures[i] for i in rows], model.resolution))
-
-    return Encoded(
-        _through_cache("encoding pictures", latent_keys, latents, folder and folder / "latents"),
-        _through_cache("encoding captions", text_keys, captions, folder and folder / "captions"),
-        tuple(p.id for p in pictures),
-    )
+    latents = _through_cache("encoding pictures", latent_keys, latent, folder and folder / "latents")
+    with model.base_only():  # no key of the cache names a LoRA
+        contexts = _through_cache("encoding captions", text_keys, context, folder and folder / "captions")
+    return Encoded(latents, contexts, tuple(p.id for p in pictures))
 
 
 def _key(*parts: str) -> str:
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
 
 
-def _through_cache(
-    what: str, keys: Sequence[str], compute: Callable[[Sequence[int]], Tensor], folder: Path | None
-) -> Tensor:
-    """One row per key: from the cache, or computed (each key once) and stored."""
-    first = {key: i for i, key in reversed(list(enumerate(keys)))}
-    rows = {key: stored for key in first if (stored := _read(folder, key)) is not None}
-    missing = sorted(i for key, i in first.items() if key not in rows)
+def _through_cache(what: str, keys: Sequence[str], compute: Callable[[int], Tensor], folder: Path | None) -> Tensor:
+    """One row per key: from the cache, or computed (each key once) and stored.
+
+    One at a time: rounding depends on what else is in a batch, and nothing about a picture may depend on its company,
+    nor a resumed run on where it was interrupted.
+    """
+    first = {key: row for row, key in reversed(list(enumerate(keys)))}
+    values = {key: stored for key in first if (stored := _read(folder, key)) is not None}
+    missing = sorted(row for key, row in first.items() if key not in values)
     with bar() as progress:
         task = progress.add_task(what, total=len(missing), visible=bool(missing))
-        for start in range(0, len(missing), CHUNK):
-            chunk = missing[start : start + CHUNK]
-            values = compute(chunk).float().cpu()
-            if not values.isfinite().all():
+        for row in missing:
+            value = compute(row).float().cpu().contiguous()
+            if not value.isfinite().all():
                 raise LoricaError(f"{what} gave numbers that are not finite", "Use a higher --precision, e.g. fp32.")
-            for i, value in zip(chunk, values, strict=True):
-                rows[keys[i]] = value.clone(memory_format=torch.contiguous_format)
-                if folder is not None:
-                    write_bytes(_file(folder, keys[i]), save({_TENSOR: rows[keys[i]]}))
-            progress.update(task, advance=len(chunk))
-    return torch.stack([rows[key] for key in keys])
+            values[keys[row]] = value
+            if folder is not None:
+                write_bytes(_file(folder, keys[row]), save({_TENSOR: value}))
+            progress.advance(task)
+    return torch.stack([values[key] for key in keys])
 
 
 def _file(folder: Path, key: str) -> Path:

@@ -1,14 +1,28 @@
 """The identity of a base model: what its weights, tokenizer and noise schedule are, wherever it was loaded from."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+
+_SCHEDULE = (
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
+    "prediction_type",
+)  # fmt: skip
 
 
 def sha256(*parts: str) -> str:
     """Of several texts together, hexadecimal."""
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+
+
+def schedule_text(config: Mapping[str, Any]) -> str:
+    """Noise schedule and target of a scheduler's configuration.
+
+    Not the numbers computed from them, whose last digit differs between processors.
+    """
+    return repr([(key, config[key]) for key in _SCHEDULE])
 
 
 def digests(pipeline: Any) -> dict[str, str]:

@@ -22,7 +22,7 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor, nn
 
-from lorica.diffusion.fingerprint import digests, sha256
+from lorica.diffusion.fingerprint import digests, schedule_text, sha256
 from lorica.diffusion.loading import BUILTIN, load_pipeline, model_name, quiet_libraries
 from lorica.diffusion.lora import adapted_layers, lora_parts
 from lorica.diffusion.lora_reading import load_lora
@@ -36,12 +36,6 @@ SCHEDULERS = {
     "euler": EulerDiscreteScheduler,
     "pndm": PNDMScheduler,
 }
-# What a checkpoint says of its noise schedule and target. Named by these, not by the numbers computed from them,
-# whose last digit differs between processors.
-SCHEDULE_KEYS = (
-    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
-    "prediction_type",
-)  # fmt: skip
 
 
 def pick_device(device: str | None) -> torch.device:
@@ -156,7 +150,7 @@ class LatentDiffusion:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Let the LoRA's dropout act inside the block; everything else stays in eval mode."""
+        """Let the dropout of the LoRA, which must be there by now, act inside the block. All else stays in eval."""
         for layer in self._dropout:
             layer.train()
         try:
@@ -167,7 +161,8 @@ class LatentDiffusion:
 
     @cached_property
     def _dropout(self) -> list[nn.Module]:
-        return [dropout for layer in self._adapted_layers() for dropout in layer.lora_dropout.values()]
+        modules = [module for layer in self._adapted_layers() for module in layer.lora_dropout.values()]
+        return [module for module in modules if isinstance(module, nn.Dropout)]
 
     def _adapted_layers(self) -> list[Any]:
         return [layer for part in lora_parts(self.pipeline).values() for layer in adapted_layers(part).values()]
@@ -176,8 +171,7 @@ class LatentDiffusion:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over base weights and schedule, hexadecimal; the same with a LoRA on top and in any precision."""
-        schedule = repr([(key, self._schedule.config[key]) for key in SCHEDULE_KEYS])
-        return sha256(*self._digests.values(), schedule, *self._latent_scaling)
+        return sha256(*self._digests.values(), schedule_text(self._schedule.config), *self._latent_scaling)
 
     @property
     def vae_fingerprint(self) -> str:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lorica.audit.score import MembershipScores
 from lorica.config import Config
 from lorica.registry import Registry
 
@@ -71,12 +70,10 @@ class Attack(ABC, Generic[ConfigT]):
     def score(self, groups: Groups, seed: int) -> dict[str, NDArray[np.float64]]:
         """One score per picture of each group, higher = more member-like.
 
-        Whatever is fitted is fitted on `aux_members` and `aux_nonmembers` alone.
+        Whatever is fitted is fitted on `aux_members` and `aux_nonmembers` alone. The scores of these two set the
+        threshold of the attack, so they must come about as the test scores do: not by something fitted to the very
+        picture.
         """
-
-    def threshold(self, auxiliary: MembershipScores) -> float:
-        """The threshold that an attacker with these auxiliary scores would use: the one best on them."""
-        return auxiliary.oracle_threshold()
 
 
 class StatisticAttack(Attack[ConfigT]):

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from lorica.audit.attacks.base import Attack, Features, Groups, register
 from lorica.audit.queries import error_maps, stratified_timesteps
-from lorica.audit.score import MembershipScores
 from lorica.config import Config
 
 if TYPE_CHECKING:
     from lorica.diffusion import Encoded, LatentDiffusion
+
+
+FOLDS = 3
 
 
 class NnLossOptions(Config):
@@ -24,7 +26,7 @@ class NnLossOptions(Config):
         description="raw: the squared-error map (paper); normalised: each part of the noise schedule shifted and "
         "scaled to mean 0 and deviation 1 over the auxiliary maps, since otherwise the timestep dominates",
     )
-    epochs: int = Field(100, ge=1, description="passes over the auxiliary maps (paper: 100)")
+    epochs: int = Field(100, ge=1, description="passes over the auxiliary pictures (paper: 100)")
     batch_size: int = Field(16, ge=2, multiple_of=2, description="maps per step, half of them members'")
     learning_rate: float = Field(1e-5, gt=0, description="of Adam (paper: 1e-5)")
     weight_decay: float = Field(1e-4, ge=0, description="of Adam (authors' code, for the training proxy: 1e-4)")
@@ -36,8 +38,7 @@ class NnLossAttack(Attack[NnLossOptions]):
     """Score = log h'(map) - log(1 - h'(map)), averaged over draws; h' = MLP [512, 256, 2] on the flattened map.
 
     Trained with cross-entropy on the auxiliary pictures, in batches of as many members as non-members, for a number
-    of epochs fixed beforehand: the paper keeps the checkpoint that is best on the test set, which no attacker can. On
-    the pictures it was fitted to, h' is right more often than elsewhere, so its threshold is its own, log-odds 0. The
+    of epochs fixed beforehand: the paper keeps the checkpoint that is best on the test set, which no attacker can. The
     paper counts it as white-box; outputs of the UNet suffice for it.
     """
 
@@ -69,23 +70,37 @@ class NnLossAttack(Attack[NnLossOptions]):
         maps = {group: features["maps"] for group, features in groups.items()}
         if self.options.input == "normalised":
             maps = _normalise(maps)
-        members, nonmembers = (
-            torch.from_numpy(maps[group].reshape(-1, maps[group].shape[-1]))
-            for group in ("aux_members", "aux_nonmembers")
-        )
+        members, nonmembers = (torch.from_numpy(maps[f"aux_{side}"]) for side in ("members", "nonmembers"))
         # Initial weights and dropout come from the global generator: seeded here, and handed back as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = self._train(members, nonmembers)
-        return {group: _log_odds(network, torch.from_numpy(values)) for group, values in maps.items()}
+            tested = {group: _log_odds(network, torch.from_numpy(values)) for group, values in maps.items()}
+            return tested | self._cross_fitted(members, nonmembers)
 
-    def threshold(self, auxiliary: MembershipScores) -> float:
-        return 0.0
+    def _cross_fitted(self, members: Tensor, nonmembers: Tensor) -> dict[str, NDArray[np.float64]]:
+        """Scores of the auxiliary pictures, each by a network that did not see it in training.
+
+        On what it was fitted to a network is nearly always right, and a threshold set there would not transfer.
+        """
+        auxiliary = {"aux_members": members, "aux_nonmembers": nonmembers}
+        scores = {name: np.empty(len(maps)) for name, maps in auxiliary.items()}
+        folds = min(FOLDS, len(members), len(nonmembers))
+        for fold in range(folds):
+            held = {name: torch.arange(len(maps)) % folds == fold for name, maps in auxiliary.items()}
+            network = self._train(*(maps[~held[name]] for name, maps in auxiliary.items()))
+            for name, maps in auxiliary.items():
+                scores[name][held[name].numpy()] = _log_odds(network, maps[held[name]])
+        return scores
 
     def _train(self, members: Tensor, nonmembers: Tensor) -> nn.Module:
-        """Fit h' on maps (M, D) and (N, D); an epoch shows every map of the larger group once."""
+        """Fit h' on maps (M, draws, D) and (N, draws, D).
+
+        An epoch shows every picture of the larger group once, at one of its draws: the nearest that stored maps come
+        to a fresh (t, eps) each time.
+        """
         options, half = self.options, self.options.batch_size // 2
-        network = _mlp(members.shape[1], options.dropout)
+        network = _mlp(members.shape[-1], options.dropout)
         optimiser = torch.optim.Adam(
             network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
         )
@@ -93,11 +108,15 @@ class NnLossAttack(Attack[NnLossOptions]):
         for _ in range(options.epochs):
             orders = [_shuffled(len(group), longest) for group in (members, nonmembers)]
             for start in range(0, longest, half):
-                rows = [order[start : start + half] for order in orders]
-                batch = torch.cat([members[rows[0]], nonmembers[rows[1]]])
-                labels = torch.cat([torch.ones(len(rows[0])), torch.zeros(len(rows[1]))]).long()
+                batch = [
+                    group[rows := order[start : start + half], torch.randint(group.shape[1], rows.shape)]
+                    for group, order in zip((members, nonmembers), orders, strict=True)
+                ]
+                labels = torch.cat(
+                    [torch.full((len(maps),), label) for maps, label in zip(batch, (1, 0), strict=True)]
+                )
                 optimiser.zero_grad()
-                nn.functional.cross_entropy(network(batch), labels).backward()
+                nn.functional.cross_entropy(network(torch.cat(batch)), labels).backward()
                 optimiser.step()
         return network.eval()
 

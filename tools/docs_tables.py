@@ -1,0 +1,65 @@
+"""Write the tables of docs/ from the registries: `python tools/docs_tables.py [--check]`."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from lorica.adapt import OBJECTIVES
+from lorica.audit import ATTACKS
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def attacks() -> str:
+    lines = [
+        "| attack | threat model | queries | needs caption | what it looks at | source |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in ATTACKS:
+        attack = ATTACKS[name]()
+        caption = "yes" if attack.needs_caption else "no"
+        lines.append(
+            f"| `{name}` | {attack.threat_model} | {attack.queries} | {caption} | {attack.summary} | {attack.source} |"
+        )
+    return "\n".join(lines)
+
+
+def objectives() -> str:
+    lines = ["| objective | what it minimises | source |", "|---|---|---|"]
+    return "\n".join(
+        [*lines, *(f"| `{name}` | {OBJECTIVES[name].summary} | {OBJECTIVES[name].source} |" for name in OBJECTIVES)]
+    )
+
+
+TABLES = {"attacks": attacks, "objectives": objectives}
+
+
+def filled(text: str) -> str:
+    """The page with every `<!-- table: NAME -->` ... `<!-- end -->` block written anew."""
+    return re.sub(
+        r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)",
+        lambda m: f"{m[1]}{TABLES[m[2]]()}\n{m[3]}",
+        text,
+        flags=re.DOTALL,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where a page is out of date")
+    args = parser.parse_args()
+    stale = [
+        page
+        for page in sorted(DOCS.glob("*.md"))
+        if filled(page.read_text(encoding="utf-8")) != page.read_text(encoding="utf-8")
+    ]
+    for page in stale:
+        print(f"{'out of date' if args.check else 'written'}: {page.name}")
+        if not args.check:
+            page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+    sys.exit(1 if args.check and stale else 0)
+
+
+if __name__ == "__main__":
+    main()
