@@ -19,10 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lorica.adapt import OBJECTIVES, AdaptConfig, Diverged, prepare, run
+from lorica.adapt import OBJECTIVES, AdaptConfig, Diverged, losses, prepare, run
 from lorica.adapt.folder import RESUME_FILE
 from lorica.adapt.losses import validation_loss
-from lorica.adapt.monitor import read_metrics
+from lorica.adapt.monitor import Monitor, read_metrics
 from lorica.adapt.state import completed_steps
 from lorica.adapt.step import Step
 from lorica.data.cohort import write_cohort
@@ -221,7 +221,7 @@ def test_a_run_killed_at_any_moment_and_resumed_ends_in_the_same_bits(
     script = Path(__file__).with_name("kill_and_resume.py")
     done = subprocess.run(
         [sys.executable, str(script), str(people), str(tiny_pipeline_folder), str(tmp_path)],
-        capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     struck = json.loads(done.stdout.splitlines()[-1])
@@ -280,6 +280,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(
 def test_a_calibrated_attacker_is_resumed_without_measuring_again(
     adapt: Adapt, tmp_path: Path, before_step: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(losses, "CALIBRATION_LEVELS", 4)
     proxy = {"input": "calibrated"}
     adapt(output=tmp_path / "undisturbed", proxy=proxy, steps=3)
     before_step(1, press_ctrl_c)
@@ -359,7 +360,7 @@ def test_resuming_with_other_captions_is_refused(adapt: Adapt, tmp_path: Path, p
     shutil.copytree(people, data)
     adapt(steps=2, data=data)
     next(data.glob("*.txt")).write_text("somebody else")
-    with pytest.raises(LoricaError, match="another pictures or captions than before"):
+    with pytest.raises(LoricaError, match=r"not what it was .*: pictures or captions"):
         adapt(resume=True, data=data)
 
 
@@ -369,7 +370,7 @@ def test_resuming_on_another_base_model_is_refused(adapt: Adapt, tmp_path: Path,
     pipeline.unet.conv_in.weight.data += 1e-3
     pipeline.save_pretrained(other)
     adapt(steps=2)
-    with pytest.raises(LoricaError, match="another base model than before"):
+    with pytest.raises(LoricaError, match=r"not what it was .*: base model"):
         adapt(resume=True, base=str(other))
 
 
@@ -471,6 +472,24 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
     assert not list(output.rglob("*.part")) and not (output / WEIGHTS).exists()
     adapt(resume=True)
     assert weights(output) == weights(whole)
+
+
+def test_logs_that_cannot_be_written_stop_the_run_with_the_reason(
+    adapt: Adapt, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        original = Monitor.__init__
+
+        def on_a_full_disk(self: Monitor, *args: Any) -> None:
+            original(self, *args)
+            self._file.close()
+            self._file = Path("/dev/full").open("w")  # noqa: SIM115
+
+        patch.setattr(Monitor, "__init__", on_a_full_disk)
+        with pytest.raises(LoricaError, match=r"cannot write the logs in .*No space left on device"):
+            adapt()
+    adapt(resume=True)
+    assert weights(tmp_path / "run") == weights(whole)
 
 
 # ----- divergence ---------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ def work(people: Path, tiny_pipeline_folder: Path, tmp_path_factory: pytest.Temp
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*launcher, str(script), str(people), str(tiny_pipeline_folder), str(folder)],
-        capture_output=True, text=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
@@ -121,5 +121,5 @@ def test_a_run_of_two_processes_is_not_resumed_with_one(
         data=people, base=str(tiny_pipeline_folder), output=work / "plain", cache=work / "cache", device="cpu",
         objective="lora", steps=9, batch_size=1, learning_rate=1e-2, lora={"rank": 2, "alpha": 2.0}, resume=True,
     )  # fmt: skip
-    with pytest.raises(LoricaError, match="another number of processes"):
+    with pytest.raises(LoricaError, match=r"not what it was .*: number of processes"):
         run(config)

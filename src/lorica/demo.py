@@ -5,6 +5,7 @@ of steps, audits every LoRA and the base model, draws pictures with all of them 
 """
 
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -31,13 +32,23 @@ class DemoConfig(Config):
     """Adapt, audit and report on the built-in private set of imaginary people: see a LoRA betray its members."""
 
     output: Path = Field(Path("runs/demo"), description="folder for everything")
-    members: int = Field(64, ge=8, description="people that the LoRAs are trained on")
-    nonmembers: int = Field(264, ge=8, description="people of the same population that they are not trained on")
+    members: int = Field(80, ge=8, description="people that the LoRAs are trained on")
+    nonmembers: int = Field(80, ge=8, description="people of the same population that they are not trained on")
     methods: dict[str, dict[str, Any]] = Field(
-        {"LoRA": {"objective": "lora"}, "SMP-LoRA": {"objective": "smp-lora"}},
+        {
+            "LoRA": {"objective": "lora"},
+            "SMP-LoRA, paper": {"objective": "smp-lora"},
+            "SMP-LoRA, strong proxy": {
+                "objective": "smp-lora",
+                "lam": 1.0,
+                "mi_gain": "full",
+                "proxy.input": "calibrated",
+                "proxy.learning_rate": 1e-3,
+            },
+        },
         description="settings of `lorica adapt` for each method that is compared",
     )
-    steps: int = Field(600, ge=1, description="optimiser steps of every method")
+    steps: int = Field(800, ge=1, description="optimiser steps of every method")
     batch_size: int = Field(16, ge=1, description="pictures per step")
     learning_rate: float = Field(2e-3, gt=0, description="of the LoRA")
     rank: int = Field(16, ge=1, description="of the LoRA on all transformer blocks, with alpha equal to it")
@@ -85,7 +96,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
 def _method(
     config: DemoConfig, label: str, settings: dict[str, Any], people: dict[str, Path], captions: tuple[str, ...]
 ) -> report.ReportRun:
-    folder = config.output / label.lower().replace(" ", "-")
+    folder = config.output / _folder_name(label)
     cache = config.output / "cache"
     defaults = {
         "data": people["members"],
@@ -103,7 +114,7 @@ def _method(
         "validate_every": max(1, config.steps // 10),
         "sample_every": config.steps,
         "keep_checkpoints": False,
-        "resume": True,
+        "resume": not config.overwrite,
         "overwrite": config.overwrite,
     }
     adapt.run(load(AdaptConfig, options=defaults | settings))
@@ -197,6 +208,10 @@ def _print(rows: list[dict[str, Any]]) -> None:
         table.add_row(row["method"], loss, f"{row['fid']:.4f}", f"{row['kid']['value']:.4f}", *figures)
     console.print(table)
     console.print("* over the built-in extractor; not comparable with published FID and KID.")
+
+
+def _folder_name(label: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
 
 
 def _command() -> str:

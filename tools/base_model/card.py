@@ -42,8 +42,8 @@ the private set.
 
 ## Training
 
-Denoiser and text encoder: {steps} steps of 32 pictures, AdamW, peak learning rate 1e-3, cosine; {minutes:.0f} minutes on
-{hardware}. Weights are an exponential moving average. Autoencoder: {vae_steps} steps of 16.{note}
+Denoiser and text encoder: {steps} steps of 32 pictures, AdamW, peak learning rate 1e-3, cosine; {minutes:.0f} minutes
+on {hardware}. Weights are an exponential moving average. Autoencoder: {vae_steps} steps of 16.{note}
 
 | validation pictures, never trained on | adaptation loss, 8 noise levels, 64 pictures | autoencoder PSNR, dB |
 |---|---|---|
@@ -51,8 +51,8 @@ Denoiser and text encoder: {steps} steps of 32 pictures, AdamW, peak learning ra
 
 ## Limits
 
-Prompts outside the training captions give mush. Small faces, letters and fine patterns are lost in the autoencoder. The
-model has seen each emoji many times and will have memorised some; all of them are public.
+Prompts outside the training captions give mush. Small faces, letters and fine patterns are lost in the autoencoder.
+The model has seen each emoji many times and will have memorised some; all of them are public.
 
 Licence of the weights: Apache-2.0.
 """

@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -51,8 +51,10 @@ class Monitor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
-        self._file.close()
-        self._board.close()
+        with suppress(OSError):  # each row is flushed when it is logged, which has said so if the disk is full
+            self._file.close()
+        with suppress(OSError):
+            self._board.close()
 
     @contextmanager
     def aside(self) -> Iterator[None]:

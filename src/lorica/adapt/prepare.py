@@ -145,13 +145,11 @@ def _add_proxy(
 
 def _pools(config: AdaptConfig, model: LatentDiffusion, split: Split, encoded: dict[str, Encoded]) -> Pools:
     def pool(name: str, *groups: str) -> Pool:
-        contexts = torch.cat([encoded[group].contexts for group in groups]).to(model.device)
-        return Pool(
-            name,
-            torch.cat([encoded[group].latents for group in groups]).to(model.device),
-            None if config.lora.text_encoder else contexts,
-            tuple(picture.caption for group in groups for picture in split.groups[group]),
-        )
+        contexts = None
+        if not config.lora.text_encoder:
+            contexts = torch.cat([encoded[group].contexts for group in groups]).to(model.device)
+        latents = torch.cat([encoded[group].latents for group in groups]).to(model.device)
+        return Pool(name, latents, contexts, tuple(p.caption for group in groups for p in split.groups[group]))
 
     return Pools(
         train=pool("train", "aux_members", "test_members"),

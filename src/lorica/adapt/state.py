@@ -64,8 +64,8 @@ class State:
         changed = [what for what, value in self.identity.items() if header["identity"].get(what) != value]
         if changed:
             raise LoricaError(
-                f"the run cannot go on where it was: another {' and '.join(changed)} than before",
-                "Restore what was, or start a new run in another folder.",
+                f"this run cannot go on, as something is not what it was when it began: {', '.join(changed)}",
+                "Restore it, or start a new run in another folder.",
             )
         try:
             tensors = load_file(file)
