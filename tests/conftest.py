@@ -1,9 +1,10 @@
-"""Fixtures shared by all tests: a tiny Stable Diffusion pipeline of random weights, in the diffusers layout."""
+"""Fixtures shared by all tests: a tiny Stable Diffusion pipeline of random weights, pictures, and short adapt runs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -12,6 +13,10 @@ from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lorica.adapt import AdaptConfig
+    from lorica.adapt.step import Step
     from lorica.diffusion.model import LatentDiffusion
 
 TOKENS = 16  # caption length
@@ -110,3 +115,70 @@ def tiny_model(tiny_pipeline_folder: Path) -> LatentDiffusion:
     from lorica.diffusion.model import LatentDiffusion
 
     return LatentDiffusion.load(str(tiny_pipeline_folder), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 24 pictures with captions. Read only."""
+    from lorica.data.cohort import write_cohort
+
+    return write_cohort(tmp_path_factory.mktemp("pictures") / "people", 24, seed=0)
+
+
+@pytest.fixture(scope="session")
+def adapt_config(
+    people: Path, tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., AdaptConfig]:
+    """Makes configurations of six steps on 12 of the people, with changes."""
+    from lorica.adapt import AdaptConfig
+
+    cache = tmp_path_factory.mktemp("cache")
+
+    def make(**options: Any) -> AdaptConfig:
+        settings = {
+            "data": people, "base": str(tiny_pipeline_folder), "cache": cache, "device": "cpu", "steps": 6,
+            "batch_size": 2, "learning_rate": 1e-2, "lora": {"rank": 2, "alpha": 2.0}, "log_every": 1,
+            "validate_every": 2, "validation_pictures": 2, "sample_every": 0, "checkpoint_every": 2,
+        }  # fmt: skip
+        return AdaptConfig(**(settings | options))
+
+    return make
+
+
+@pytest.fixture
+def adapt(adapt_config: Callable[..., AdaptConfig], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Runs `adapt_config(...)`, in tmp_path/run unless told otherwise."""
+    from lorica.adapt import run
+
+    return lambda **options: run(adapt_config(**({"output": tmp_path / "run"} | options)))
+
+
+@pytest.fixture(scope="session")
+def whole(adapt_config: Callable[..., AdaptConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an adapt run that nothing changed or disturbed. Read only."""
+    from lorica.adapt import run
+
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run(adapt_config(output=folder))
+    return folder
+
+
+@pytest.fixture
+def before_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[Step], None]], None]:
+    """Lets something happen once, before training step `number` (from 0) of whatever run comes to it first."""
+    from lorica.adapt.step import Step
+
+    original = Step.__call__
+
+    def arrange(number: int, happen: Callable[[Step], None]) -> None:
+        due = [True]
+
+        def call(self: Step, step: int) -> dict[str, Tensor]:
+            if step == number and due:
+                due.clear()
+                happen(self)
+            return original(self, step)
+
+        monkeypatch.setattr(Step, "__call__", call)
+
+    return arrange

@@ -1,13 +1,8 @@
-"""`lorica adapt` end to end on a tiny model: every objective, and everything that may come between start and end."""
+"""`lorica adapt` end to end on a tiny model: every objective, its output folder, and runs that diverge."""
 
 import json
-import math
-import os
 import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,98 +10,21 @@ import pytest
 import torch
 import torch.utils.checkpoint
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lorica.adapt import OBJECTIVES, AdaptConfig, Diverged, losses, prepare, run
+from adapt_runs import WEIGHTS, all_finite, contents, numbers, spoil, weights
+from lorica.adapt import OBJECTIVES, AdaptConfig, Diverged
 from lorica.adapt.folder import RESUME_FILE
 from lorica.adapt.losses import validation_loss
 from lorica.adapt.monitor import Monitor, read_metrics
 from lorica.adapt.state import completed_steps
 from lorica.adapt.step import Step
-from lorica.data.cohort import write_cohort
 from lorica.data.split import Split
 from lorica.diffusion import LatentDiffusion, encode
 from lorica.errors import LoricaError
 
-WEIGHTS = "pytorch_lora_weights.safetensors"
 Adapt = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_cohort(tmp_path_factory.mktemp("people") / "people", 24, seed=0)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def configured(people: Path, cache: Path, tiny_pipeline_folder: Path) -> Callable[..., AdaptConfig]:
-    """A run of six steps on 12 members."""
-
-    def make(**options: Any) -> AdaptConfig:
-        settings = {
-            "data": people, "base": str(tiny_pipeline_folder), "cache": cache,
-            "device": "cpu", "steps": 6, "batch_size": 2, "learning_rate": 1e-2, "lora": {"rank": 2, "alpha": 2.0},
-            "log_every": 1, "validate_every": 2, "validation_pictures": 2, "sample_every": 0, "checkpoint_every": 2,
-        }  # fmt: skip
-        return AdaptConfig(**(settings | options))
-
-    return make
-
-
-@pytest.fixture
-def adapt(configured: Callable[..., AdaptConfig], tmp_path: Path) -> Adapt:
-    """Runs in tmp_path/run unless told otherwise."""
-    return lambda **options: run(configured(**({"output": tmp_path / "run"} | options)))
-
-
-@pytest.fixture(scope="module")
-def whole(configured: Callable[..., AdaptConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nothing disturbed. Read only."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    run(configured(output=folder))
-    return folder
-
-
-@pytest.fixture
-def before_step(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, Callable[[Step], None]], None]]:
-    """Let something happen once, before step `number` (from 0) of whatever run comes to it first."""
-    original = Step.__call__
-
-    def arrange(number: int, happen: Callable[[Step], None]) -> None:
-        due = [True]
-
-        def call(self: Step, step: int) -> dict[str, Tensor]:
-            if step == number and due:
-                due.clear()
-                happen(self)
-            return original(self, step)
-
-        monkeypatch.setattr(Step, "__call__", call)
-
-    yield arrange
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
-
-
-def weights(output: Path) -> bytes:
-    return (output / WEIGHTS).read_bytes()
-
-
-def numbers(output: Path) -> list[dict[str, Any]]:
-    """The logged rows without the clock."""
-    return [{k: v for k, v in row.items() if k != "step_seconds"} for row in read_metrics(output)]
-
-
-def press_ctrl_c(step: Step) -> None:
-    os.kill(os.getpid(), signal.SIGINT)
 
 
 # ----- every objective ----------------------------------------------------------------------------------------------
@@ -140,7 +58,11 @@ def test_every_objective_runs_from_pictures_to_lora_files(adapt: Adapt, tmp_path
 
 
 def test_gradients_flow_from_pictures_of_the_splits_members_only(
-    adapt: Adapt, tmp_path: Path, cache: Path, tiny_model: LatentDiffusion, monkeypatch: pytest.MonkeyPatch
+    adapt: Adapt,
+    adapt_config: Callable[..., AdaptConfig],
+    tmp_path: Path,
+    tiny_model: LatentDiffusion,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     original, trained = LatentDiffusion.error_map, []
 
@@ -151,7 +73,9 @@ def test_gradients_flow_from_pictures_of_the_splits_members_only(
 
     monkeypatch.setattr(LatentDiffusion, "error_map", spy)
     adapt(steps=12, validate_every=12)
-    members = encode(tiny_model, Split.load(tmp_path / "run" / "split.json").members, cache).latents
+    members = encode(
+        tiny_model, Split.load(tmp_path / "run" / "split.json").members, adapt_config(output=tmp_path).cache
+    ).latents
     seen = [next(i for i, member in enumerate(members) if torch.equal(member, latent)) for latent in trained]
     assert sorted(seen) == sorted(2 * list(range(12)))  # two epochs of all twelve, and nobody else
 
@@ -202,192 +126,15 @@ def test_fp16_on_a_cpu_is_refused(adapt: Adapt, tmp_path: Path) -> None:
 
 
 def test_validation_is_deterministic_and_does_not_depend_on_the_company(
-    tiny_model: LatentDiffusion, whole: Path, cache: Path
+    tiny_model: LatentDiffusion, whole: Path, adapt_config: Callable[..., AdaptConfig]
 ) -> None:
-    encoded = encode(tiny_model, Split.load(whole / "split.json").members, cache)
+    encoded = encode(tiny_model, Split.load(whole / "split.json").members, adapt_config(output=whole).cache)
     value = validation_loss(tiny_model, encoded, seed=0)
     torch.manual_seed(99)
     assert validation_loss(tiny_model, encoded, seed=0) == value
     assert validation_loss(tiny_model, encoded, seed=1) != value
     one_by_one = [validation_loss(tiny_model, encoded.take([i]), seed=0) for i in range(len(encoded))]
     assert sum(one_by_one) / len(encoded) == pytest.approx(value, rel=1e-5)
-
-
-# ----- killed, interrupted, resumed ---------------------------------------------------------------------------------
-def test_a_run_killed_at_any_moment_and_resumed_ends_in_the_same_bits(
-    people: Path, tiny_pipeline_folder: Path, tmp_path: Path
-) -> None:
-    """SIGKILL while writing configuration, split, cache, LoRA and state, and at random; LoRA on both networks."""
-    script = Path(__file__).with_name("kill_and_resume.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(people), str(tiny_pipeline_folder), str(tmp_path)],
-        capture_output=True, text=True, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    struck = json.loads(done.stdout.splitlines()[-1])
-    killed = [moment for moment in struck if moment["exit"] == -signal.SIGKILL]
-    assert len(killed) >= 6 and any(0 < moment["steps"] < 10 for moment in killed), struck
-    whole, resumed = tmp_path / "whole", tmp_path / "killed"
-    same = [WEIGHTS, "lora_kohya.safetensors", "split.json", str(RESUME_FILE)]
-    same += [f"checkpoints/step_{step:06d}/{WEIGHTS}" for step in range(1, 11)]
-    for name in same:
-        assert (resumed / name).read_bytes() == (whole / name).read_bytes(), f"{name} differs after {struck}"
-    assert numbers(resumed) == numbers(whole)
-
-
-def test_ctrl_c_saves_and_the_resumed_run_is_the_uninterrupted_one(
-    adapt: Adapt, whole: Path, tmp_path: Path, before_step: Callable[..., None]
-) -> None:
-    before_step(2, press_ctrl_c)
-    handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match=r"step 3 is saved.*--resume"):
-        adapt()
-    assert signal.getsignal(signal.SIGINT) is handler
-    output = tmp_path / "run"
-    assert completed_steps(output / RESUME_FILE) == 3
-    assert not (output / WEIGHTS).exists()
-    adapt(resume=True)
-    assert weights(output) == weights(whole)
-    assert numbers(output) == numbers(whole)
-    assert (output / "split.json").read_bytes() == (whole / "split.json").read_bytes()
-    names = {"resume.safetensors", "step_000002", "step_000004", "step_000006"}  # none of the interruption's own
-    assert {path.name for path in (output / "checkpoints").iterdir()} == names
-
-
-def test_a_termination_request_saves_like_ctrl_c(
-    adapt: Adapt, tmp_path: Path, before_step: Callable[..., None]
-) -> None:
-    before_step(0, lambda step: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(KeyboardInterrupt, match="step 1 is saved"):
-        adapt()
-    assert completed_steps(tmp_path / "run" / RESUME_FILE) == 1
-
-
-def test_a_second_ctrl_c_does_not_wait_for_the_step(
-    adapt: Adapt, tmp_path: Path, before_step: Callable[..., None]
-) -> None:
-    def twice(step: Step) -> None:
-        press_ctrl_c(step)
-        press_ctrl_c(step)
-
-    before_step(3, twice)
-    with pytest.raises(KeyboardInterrupt) as raised:
-        adapt()
-    assert not str(raised.value)
-    assert completed_steps(tmp_path / "run" / RESUME_FILE) == 2
-
-
-def test_a_calibrated_attacker_is_resumed_without_measuring_again(
-    adapt: Adapt, tmp_path: Path, before_step: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(losses, "CALIBRATION_LEVELS", 4)
-    proxy = {"input": "calibrated"}
-    adapt(output=tmp_path / "undisturbed", proxy=proxy, steps=3)
-    before_step(1, press_ctrl_c)
-    with pytest.raises(KeyboardInterrupt):
-        adapt(proxy=proxy, steps=3)
-    monkeypatch.setattr(prepare, "expected_loss", lambda *args: pytest.fail("measured again"))
-    adapt(proxy=proxy, steps=3, resume=True)
-    assert weights(tmp_path / "run") == weights(tmp_path / "undisturbed")
-
-
-def test_a_complete_run_can_be_resumed_for_more_steps(adapt: Adapt, whole: Path, tmp_path: Path) -> None:
-    adapt(steps=4)
-    record = adapt(resume=True)
-    assert record["config"]["steps"] == 6 and record["steps_per_picture"] == 1
-    assert weights(tmp_path / "run") == weights(whole)
-    assert numbers(tmp_path / "run") == numbers(whole)
-
-
-def test_resuming_a_complete_run_does_nothing(adapt: Adapt, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = contents(whole)
-    monkeypatch.setattr(LatentDiffusion, "load", lambda *args, **kwargs: pytest.fail("the model was loaded"))
-    assert adapt(output=whole, resume=True) == json.loads((whole / "run.json").read_text())
-    assert contents(whole) == before
-
-
-def test_a_run_that_died_between_its_last_checkpoint_and_its_result_is_finished(
-    adapt: Adapt, whole: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(whole, tmp_path / "run")
-    for name in ("run.json", WEIGHTS):
-        (tmp_path / "run" / name).unlink()
-    assert adapt(resume=True)["val_member"] == json.loads((whole / "run.json").read_text())["val_member"]
-    assert weights(tmp_path / "run") == weights(whole)
-
-
-def test_resuming_where_there_is_nothing_starts_anew(adapt: Adapt, whole: Path, tmp_path: Path) -> None:
-    adapt(resume=True)
-    assert weights(tmp_path / "run") == weights(whole)
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"lam": 0.1}, "lam (was 0.05, now 0.1)"),
-        ({"seed": 1}, "seed (was 0, now 1)"),
-        ({"lora": {"rank": 4, "alpha": 2.0}}, "lora.rank (was 2, now 4)"),
-        ({"proxy": {"input": "calibrated"}}, "proxy.input (was error-map, now calibrated)"),
-        ({"batch_size": 1, "objective": "lora"}, "objective (was smp-lora, now lora), batch_size (was 2, now 1)"),
-    ],
-)
-def test_resuming_with_another_configuration_names_the_changed_keys(
-    adapt: Adapt, whole: Path, options: dict[str, Any], named: str
-) -> None:
-    before = contents(whole)
-    with pytest.raises(LoricaError) as raised:
-        adapt(output=whole, steps=8, resume=True, **options)
-    assert named in raised.value.problem
-    assert contents(whole) == before
-
-
-def test_fewer_steps_than_taken_are_refused_on_resume(adapt: Adapt, whole: Path) -> None:
-    with pytest.raises(LoricaError, match="already taken 6 steps"):
-        adapt(output=whole, steps=2, resume=True)
-
-
-def test_resuming_after_the_pictures_moved_goes_on(adapt: Adapt, whole: Path, tmp_path: Path, people: Path) -> None:
-    moved = tmp_path / "moved"
-    shutil.copytree(people, moved)
-    adapt(steps=2, data=moved)
-    shutil.rmtree(moved)
-    adapt(resume=True, data=people)
-    assert weights(tmp_path / "run") == weights(whole)
-
-
-def test_resuming_with_other_captions_is_refused(adapt: Adapt, tmp_path: Path, people: Path) -> None:
-    data = tmp_path / "mine"
-    shutil.copytree(people, data)
-    adapt(steps=2, data=data)
-    next(data.glob("*.txt")).write_text("somebody else")
-    with pytest.raises(LoricaError, match=r"not what it was .*: pictures or captions"):
-        adapt(resume=True, data=data)
-
-
-def test_resuming_on_another_base_model_is_refused(adapt: Adapt, tmp_path: Path, tiny_pipeline_folder: Path) -> None:
-    other = tmp_path / "other"
-    pipeline = LatentDiffusion.load(str(tiny_pipeline_folder)).pipeline
-    pipeline.unet.conv_in.weight.data += 1e-3
-    pipeline.save_pretrained(other)
-    adapt(steps=2)
-    with pytest.raises(LoricaError, match=r"not what it was .*: base model"):
-        adapt(resume=True, base=str(other))
-
-
-@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None], ids=["empty", "text", "cut short"])
-def test_a_damaged_checkpoint_is_named(adapt: Adapt, whole: Path, tmp_path: Path, damage: bytes | None) -> None:
-    file = shutil.copytree(whole, tmp_path / "run") / RESUME_FILE
-    file.write_bytes(file.read_bytes()[:-100] if damage is None else damage)
-    with pytest.raises(LoricaError, match=r"checkpoint .*resume\.safetensors cannot be used"):
-        adapt(steps=8, resume=True)
-
-
-def test_a_torn_line_of_metrics_is_written_again(adapt: Adapt, whole: Path, tmp_path: Path) -> None:
-    adapt(steps=2)
-    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 3, "loss": 0.1}\n{"step": 4, "lo')
-    adapt(resume=True)
-    assert numbers(tmp_path / "run") == numbers(whole)
 
 
 # ----- the output folder --------------------------------------------------------------------------------------------
@@ -493,27 +240,14 @@ def test_logs_that_cannot_be_written_stop_the_run_with_the_reason(
 
 
 # ----- divergence ---------------------------------------------------------------------------------------------------
-def assert_all_finite(output: Path) -> None:
-    for file in output.rglob("*.safetensors"):
-        with safe_open(file, "pt") as reader:
-            assert all(reader.get_tensor(name).isfinite().all() for name in reader.keys()), file  # noqa: SIM118
-    for row in read_metrics(output):
-        assert all(math.isfinite(value) for value in row.values())
-
-
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
 def test_a_diverging_run_explains_itself_and_writes_no_nan(adapt: Adapt, tmp_path: Path, objective: str) -> None:
     with pytest.raises(Diverged, match="diverged") as raised:
         adapt(objective=objective, learning_rate=1e30, steps=20, checkpoint_every=3, validate_every=3, log_every=5)
     assert "learning-rate" in raised.value.remedy
     assert ("lam" in raised.value.remedy) == OBJECTIVES[objective].needs_proxy
-    assert_all_finite(tmp_path / "run")
+    assert all_finite(tmp_path / "run")
     assert not (tmp_path / "run" / WEIGHTS).exists() and not (tmp_path / "run" / "run.json").exists()
-
-
-def spoil(step: Step) -> None:
-    with torch.no_grad():
-        step.parameters[0][0, 0] = float("nan")
 
 
 def test_divergence_keeps_the_last_good_checkpoint(
@@ -522,7 +256,7 @@ def test_divergence_keeps_the_last_good_checkpoint(
     before_step(4, spoil)
     with pytest.raises(Diverged, match="noticed at step 5"):
         adapt()
-    assert_all_finite(tmp_path / "run")
+    assert all_finite(tmp_path / "run")
     assert completed_steps(tmp_path / "run" / RESUME_FILE) == 4
     adapt(resume=True)
     assert weights(tmp_path / "run") == weights(whole)
@@ -542,6 +276,6 @@ def test_weights_that_the_very_last_update_spoils_are_not_written(
     monkeypatch.setattr(Step, "__call__", call)
     with pytest.raises(Diverged):
         adapt(validate_every=100)
-    assert_all_finite(tmp_path / "run")
+    assert all_finite(tmp_path / "run")
     assert completed_steps(tmp_path / "run" / RESUME_FILE) == 4
     assert not (tmp_path / "run" / WEIGHTS).exists()

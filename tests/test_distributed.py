@@ -15,16 +15,10 @@ from lorica.adapt import AdaptConfig, run
 from lorica.adapt.folder import RESUME_FILE
 from lorica.adapt.monitor import read_metrics
 from lorica.adapt.state import completed_steps
-from lorica.data.cohort import write_cohort
 from lorica.errors import LoricaError
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
-MEMBERS = 12
-
-
-@pytest.fixture(scope="module")
-def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_cohort(tmp_path_factory.mktemp("people") / "people", 2 * MEMBERS, seed=0)
+MEMBERS = 12  # half of the people
 
 
 @pytest.fixture(scope="module")

@@ -170,7 +170,7 @@ def _report_run(
         audit=found,
         quality=drawn["quality"],
         metrics=[json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else [],
-        samples=sorted((folder / "pictures" / "pictures").glob("*.png"))[:shown],
+        samples=list(sorted((folder / "pictures" / "pictures").glob("*.png"))[:shown]),
         captions=drawn["request"]["captions"][:shown],
     )
 

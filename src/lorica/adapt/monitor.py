@@ -18,6 +18,8 @@ from lorica.errors import LoricaError
 from lorica.progress import bar
 
 METRICS_FILE = "metrics.jsonl"
+# Short enough to leave room for bar, steps and remaining time on a terminal of 80 columns.
+LIVE = {"adaptation_loss": "loss {:.3f}", "gain": "G {:+.2f}", "val_gap": "gap {:+.4f}", "step_seconds": "{:.3f} s"}
 
 
 class Monitor:
@@ -34,7 +36,7 @@ class Monitor:
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder = folder
-        self._numbers: dict[str, str] = {}
+        self._latest: dict[str, float] = {}
         self._progress = bar(columns=("numbers",))
         self._task = self._progress.add_task("adapting", total=steps, completed=start, numbers="")
         self._clock, self._clock_step = time.perf_counter(), start
@@ -91,16 +93,9 @@ class Monitor:
             self._board.add_image("samples", pixels, step, dataformats="HWC")
 
     def _show(self, step: int, values: dict[str, float]) -> None:
-        if "adaptation_loss" in values:
-            self._numbers["loss"] = f"loss {values['adaptation_loss']:.4f}"
-        if "gain" in values:
-            self._numbers["gain"] = f"G {values['gain']:+.3f}"
-        if "step_seconds" in values:
-            self._numbers["time"] = f"{1e3 * values['step_seconds']:.0f} ms/step"
-        if "val_gap" in values:
-            member, nonmember = values["val_member"], values["val_nonmember"]
-            self._numbers["gap"] = f"val {member:.4f}/{nonmember:.4f} gap {values['val_gap']:+.4f}"
-        self._progress.update(self._task, completed=step, numbers=" ".join(self._numbers.values()))
+        self._latest |= values
+        numbers = " ".join(shown.format(self._latest[name]) for name, shown in LIVE.items() if name in self._latest)
+        self._progress.update(self._task, completed=step, numbers=numbers)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

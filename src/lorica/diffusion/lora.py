@@ -189,6 +189,6 @@ def _safetensors(tensors: dict[str, Tensor], header: Mapping[str, str]) -> bytes
     """A safetensors file. The library writes header entries in random order; here equal content is equal bytes."""
     content = safetensors.torch.save(tensors)
     end = 8 + int.from_bytes(content[:8], "little")
-    index = json.dumps({"__metadata__": header} | json.loads(content[8:end]), separators=(",", ":"), sort_keys=True)
+    index = json.dumps({"__metadata__": header} | json.loads(content[8:end]), separators=(",", ":"))
     padded = index.encode() + b" " * (-len(index.encode()) % 8)
     return len(padded).to_bytes(8, "little") + padded + content[end:]
