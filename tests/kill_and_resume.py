@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch.utils.tensorboard  # noqa: F401  (so that no attempt spends its time on imports)
 
@@ -32,17 +33,18 @@ def configured(pictures: Path, model: Path, output: Path, *, resume: bool) -> Ad
     )  # fmt: skip
 
 
-def attempt(config: AdaptConfig, writes_before_death: int | None) -> None:
-    """Run; with a number of writes, die half-way through the next one."""
-    if writes_before_death is not None:
+def attempt(config: AdaptConfig, place: str | None, writes_before_death: int) -> None:
+    """Run; with a place, die half-way through a write in the folder of that name."""
+    if place is not None:
         left, original = writes_before_death, Path.write_bytes
 
         def write_bytes(path: Path, content: bytes) -> int:
             nonlocal left
-            if left == 0:
-                original(path, content[: len(content) // 2])
-                os.kill(os.getpid(), signal.SIGKILL)
-            left -= 1
+            if path.parent.name.startswith(place):
+                if left == 0:
+                    original(path, content[: len(content) // 2])
+                    os.kill(os.getpid(), signal.SIGKILL)
+                left -= 1
             return original(path, content)
 
         Path.write_bytes = write_bytes  # type: ignore[method-assign, assignment]
@@ -52,8 +54,11 @@ def attempt(config: AdaptConfig, writes_before_death: int | None) -> None:
 def main(pictures: Path, model: Path, work: Path) -> None:
     fork = multiprocessing.get_context("fork")
 
-    def live(output: Path, *, writes: int | None = None, seconds: float | None = None, resume: bool = True) -> int:
-        process = fork.Process(target=attempt, args=(configured(pictures, model, output, resume=resume), writes))
+    def live(
+        output: Path, *, place: str | None = None, writes: int = 0, seconds: float | None = None, resume: bool = True
+    ) -> int:
+        config = configured(pictures, model, output, resume=resume)
+        process = fork.Process(target=attempt, args=(config, place, writes))
         process.start()
         process.join(seconds)
         if process.exitcode is None:
@@ -66,10 +71,14 @@ def main(pictures: Path, model: Path, work: Path) -> None:
     whole = time.perf_counter() - begin
 
     output, struck = work / "killed", []
-    # Of the first attempt the configuration, of the second the split; then a picture of the cache, a kept LoRA file,
-    # a state. With everything encoded, a resumed run writes configuration, metrics, LoRA, state, LoRA, state, ...
-    moments = [{"writes": n} for n in (0, 1, 9, 60, 4, 7)] + [
-        {"seconds": random.uniform(0.2, 0.8) * whole} for _ in range(3)
+    moments: list[dict[str, Any]] = [
+        {"place": "latents", "writes": 3},
+        {"place": "captions", "writes": 1},
+        {"place": output.name, "writes": 0},  # the configuration
+        {"place": output.name, "writes": 1},  # the split
+        {"place": "step_", "writes": 3},  # a LoRA file that is kept
+        {"place": "checkpoints", "writes": 2},  # a state
+        *({"seconds": random.uniform(0.2, 0.8) * whole} for _ in range(3)),
     ]
     for number, moment in enumerate(moments):
         code = live(output, **moment, resume=number > 0)

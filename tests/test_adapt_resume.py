@@ -26,7 +26,7 @@ Adapt = Callable[..., dict[str, Any]]
 def test_a_run_killed_at_any_moment_and_resumed_ends_in_the_same_bits(
     people: Path, tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL while writing configuration, split, cache, LoRA and state, and at random; LoRA on both networks."""
+    """SIGKILL while writing cache, configuration, split, LoRA and state, and at random; LoRA on both networks."""
     script = Path(__file__).with_name("kill_and_resume.py")
     done = subprocess.run(
         [sys.executable, str(script), str(people), str(tiny_pipeline_folder), str(tmp_path)],
@@ -169,8 +169,10 @@ def test_resuming_with_other_captions_is_refused(adapt: Adapt, tmp_path: Path, p
     shutil.copytree(people, data)
     adapt(steps=2, data=data)
     next(data.glob("*.txt")).write_text("somebody else")
+    before = contents(tmp_path / "run")
     with pytest.raises(LoricaError, match=r"not what it was .*: pictures or captions"):
         adapt(resume=True, data=data)
+    assert contents(tmp_path / "run") == before
 
 
 def test_resuming_on_another_base_model_is_refused(adapt: Adapt, tmp_path: Path, tiny_pipeline_folder: Path) -> None:
@@ -179,8 +181,10 @@ def test_resuming_on_another_base_model_is_refused(adapt: Adapt, tmp_path: Path,
     pipeline.unet.conv_in.weight.data += 1e-3
     pipeline.save_pretrained(other)
     adapt(steps=2)
+    before = contents(tmp_path / "run")
     with pytest.raises(LoricaError, match=r"not what it was .*: base model"):
         adapt(resume=True, base=str(other))
+    assert contents(tmp_path / "run") == before
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None], ids=["empty", "text", "cut short"])

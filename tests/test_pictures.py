@@ -289,6 +289,7 @@ def test_metadata_that_leaves_the_folder_is_refused(tmp_path, name):
         ('{"text": "a fox"}', "file_name"),
         ('{"file_name": 3, "text": "a fox"}', "file_name"),
         ('{"file_name": "fox.png", "text": ["a", "fox"]}', "not text"),
+        ('{"file_name": "fox.png", "text": "\\ud800"}', "not valid Unicode"),
         ('{"file_name": "fox.png", "text": ""}', "fox.png: the caption is empty"),
         ('{"file_name": "fox.png", "text": null}', "fox.png: the caption is empty"),
         ('{"file_name": "fox.png"}', "fox.png: the caption is empty"),

@@ -30,6 +30,9 @@ class GenerateConfig(Config):
 
     output: Path = Field(description="folder for pictures/, grid.png, generate.json and quality.json")
     base: str = Field("builtin", description="'builtin', a hub id, a diffusers folder or a .safetensors checkpoint")
+    base_config: str | None = Field(
+        None, description="for a single-file base: folder or hub id in the diffusers layout that describes it"
+    )
     lora: Path | None = Field(
         None, description="LoRA file or folder of an adapt run; without it the base model itself draws"
     )
@@ -120,7 +123,9 @@ def run(config: GenerateConfig) -> dict[str, Any]:
     total = config.count * len(captions)
     prepare_output(config.output, marker=MARKER, resume=config.resume, overwrite=config.overwrite)
     compare = _comparison(config, total) if config.reference is not None else None
-    model = LatentDiffusion.load(config.base, device=config.device, dtype=PRECISIONS[config.precision])
+    model = LatentDiffusion.load(
+        config.base, device=config.device, dtype=PRECISIONS[config.precision], config=config.base_config
+    )
     lora = model.load_lora(config.lora) if config.lora is not None else None
 
     result: dict[str, Any] = {

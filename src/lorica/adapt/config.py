@@ -31,6 +31,9 @@ class AdaptConfig(Config):
     data: Path = Field(description="folder of pictures with captions: name.png + name.txt, or metadata.jsonl")
     output: Path = Field(description="folder for weights, logs, samples, split and checkpoints")
     base: str = Field("builtin", description="'builtin', a hub id, a diffusers folder or a .safetensors checkpoint")
+    base_config: str | None = Field(
+        None, description="for a single-file base: folder or hub id in the diffusers layout that describes it"
+    )
     objective: str = Field("smp-lora", description=f"what a step minimises: {', '.join(OBJECTIVES)}")
     steps: int = Field(2000, ge=1, description="optimiser steps in all")
     seed: int = Field(0, ge=0, description="of the split, the initial weights and every draw")

@@ -67,7 +67,7 @@ def finished(config: AdaptConfig) -> dict[str, Any] | None:
 def begin(config: AdaptConfig, split: Split) -> None:
     """Write configuration and split, in place of an earlier run where the user said so.
 
-    Called once all inputs have proved good: a mistyped path loses nothing.
+    Called last before training, when all inputs have proved good: a mistyped path loses nothing.
     """
     if not config.resume:
         if (config.output / CONFIG_FILE).exists():

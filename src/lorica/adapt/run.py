@@ -46,17 +46,19 @@ def run(config: AdaptConfig) -> dict[str, Any]:
             console.print(f"The run in {escape(str(config.output))} is complete; to go further, raise --steps.")
         return record if main else {}
     split = choose_split(config)
-    model = LatentDiffusion.load(config.base, device=str(accelerator.device), dtype=DTYPES[config.precision])
-    if main:
-        for note in split.notes:
-            console.print(f"[yellow]note:[/] {escape(note)}")
-        begin(config, split)
+    model = LatentDiffusion.load(
+        config.base, device=str(accelerator.device), dtype=DTYPES[config.precision], config=config.base_config
+    )
+    for note in split.notes if main else []:
+        console.print(f"[yellow]note:[/] {escape(note)}")
     start = _common_start(config, accelerator)
     job = assemble(config, accelerator, model, split, resuming=start > 0)
     if start:
         job.state.load(config.output / RESUME_FILE)
     if config.resume and main:
         console.print(f"Resuming after step {start} of {config.steps}." if start else "No checkpoint yet: step 0.")
+    if main:
+        begin(config, split)
     _train(config, accelerator, job, start)
     record = _finish(config, accelerator, job) if main else {}
     accelerator.wait_for_everyone()  # when run() returns, the files are there, whichever process asks

@@ -16,6 +16,9 @@ class AuditConfig(Config):
 
     output: Path = Field(description="folder for audit.json, features and encoded pictures. As private as these!")
     base: str = Field("builtin", description="'builtin', a hub id, a diffusers folder or a .safetensors checkpoint")
+    base_config: str | None = Field(
+        None, description="for a single-file base: folder or hub id in the diffusers layout that describes it"
+    )
     lora: Path | None = Field(
         None, description="LoRA file or folder of an adapt run; without it the base model itself is audited"
     )

@@ -98,7 +98,7 @@ def _subjects(config: AuditConfig, split: Split) -> tuple[dict[str, Subject], di
     """The base model and, where there is a LoRA, the target; what the report says of the target; warnings."""
     pictures = [picture for group in GROUPS for picture in split.groups[group]]
     keys = tuple(map(row_key, pictures))
-    model = LatentDiffusion.load(config.base, device=config.device)
+    model = LatentDiffusion.load(config.base, device=config.device, config=config.base_config)
     encoded = encode(model, pictures, config.cache or config.output / "cache")
     target: dict[str, Any] = {"base": model.name, "base_fingerprint": model.fingerprint}
     base = Subject(model, BASE, encoded, keys, model.base_only)
@@ -124,12 +124,14 @@ def _subjects(config: AuditConfig, split: Split) -> tuple[dict[str, Subject], di
 
 
 @torch.inference_mode()
-def _as_seen_by_lora(model: LatentDiffusion, encoded: Encoded, pictures: list[Picture], batch: int = 32) -> Encoded:
-    """A LoRA on the text encoder encodes captions its own way; these embeddings are not cached, they are cheap."""
+def _as_seen_by_lora(model: LatentDiffusion, encoded: Encoded, pictures: list[Picture]) -> Encoded:
+    """A LoRA on the text encoder encodes captions its own way; these embeddings are not cached, they are cheap.
+
+    One at a time: in batches, rounding would depend on the neighbours, who are of the same group.
+    """
     if not any("lora_" in name for name, _ in model.text_encoder.named_parameters()):
         return encoded
-    captions = [picture.caption for picture in pictures]
-    contexts = [model.encode_captions(captions[i : i + batch]).float().cpu() for i in range(0, len(captions), batch)]
+    contexts = [model.encode_captions([picture.caption]).float().cpu() for picture in pictures]
     return Encoded(encoded.latents, torch.cat(contexts), encoded.ids)
 
 

@@ -236,6 +236,8 @@ def _metadata_row(line: str) -> tuple[str, str]:
     caption = row.get("text") or row.get("caption") or ""
     if not isinstance(caption, str):
         raise ValueError(f"the caption of {row['file_name']!r} is not text")
+    if any("\ud800" <= letter <= "\udfff" for letter in caption):  # JSON can escape halves of characters
+        raise ValueError(f"the caption of {row['file_name']!r} is not valid Unicode")
     return relative_name(row["file_name"]), _clean(caption)
 
 
