@@ -22,7 +22,7 @@ from lorica.adapt import AdaptConfig, run
 from lorica.adapt.folder import RESUME_FILE
 from lorica.adapt.state import completed_steps
 
-STEPS = 10
+STEPS = 12
 
 
 def configured(pictures: Path, model: Path, output: Path, *, resume: bool) -> AdaptConfig:
@@ -55,20 +55,20 @@ def main(pictures: Path, model: Path, work: Path) -> None:
     fork = multiprocessing.get_context("fork")
 
     def live(
-        output: Path, *, place: str | None = None, writes: int = 0, seconds: float | None = None, resume: bool = True
-    ) -> int:
+        output: Path, *, place: str | None = None, writes: int = 0, after: int | None = None, resume: bool = True
+    ) -> int | None:
         config = configured(pictures, model, output, resume=resume)
         process = fork.Process(target=attempt, args=(config, place, writes))
         process.start()
-        process.join(seconds)
-        if process.exitcode is None:
+        if after is not None:
+            while process.is_alive() and completed_steps(output / RESUME_FILE) < after:
+                time.sleep(0.001)
+            time.sleep(random.uniform(0, 0.1))
             process.kill()
-            process.join()
+        process.join()
         return process.exitcode
 
-    begin = time.perf_counter()
     assert live(work / "whole", resume=False) == 0
-    whole = time.perf_counter() - begin
 
     output, struck = work / "killed", []
     moments: list[dict[str, Any]] = [
@@ -76,9 +76,10 @@ def main(pictures: Path, model: Path, work: Path) -> None:
         {"place": "captions", "writes": 1},
         {"place": output.name, "writes": 0},  # the configuration
         {"place": output.name, "writes": 1},  # the split
-        {"place": "step_", "writes": 3},  # a LoRA file that is kept
-        {"place": "checkpoints", "writes": 2},  # a state
-        *({"seconds": random.uniform(0.2, 0.8) * whole} for _ in range(3)),
+        {"after": 1},  # steps, and some milliseconds of whatever comes next
+        {"after": 3},
+        {"place": "step_", "writes": 1},  # a LoRA file that is kept
+        {"place": "checkpoints", "writes": 1},  # a state
     ]
     for number, moment in enumerate(moments):
         code = live(output, **moment, resume=number > 0)

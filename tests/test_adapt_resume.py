@@ -35,10 +35,10 @@ def test_a_run_killed_at_any_moment_and_resumed_ends_in_the_same_bits(
     assert done.returncode == 0, done.stderr[-2000:]
     struck = json.loads(done.stdout.splitlines()[-1])
     killed = [moment for moment in struck if moment["exit"] == -signal.SIGKILL]
-    assert len(killed) >= 6 and any(0 < moment["steps"] < 10 for moment in killed), struck
+    assert len(killed) >= 7, struck
     whole, resumed = tmp_path / "whole", tmp_path / "killed"
     same = [WEIGHTS, "lora_kohya.safetensors", "split.json", str(RESUME_FILE)]
-    same += [f"checkpoints/step_{step:06d}/{WEIGHTS}" for step in range(1, 11)]
+    same += [f"checkpoints/step_{step:06d}/{WEIGHTS}" for step in range(1, 13)]
     for name in same:
         assert (resumed / name).read_bytes() == (whole / name).read_bytes(), f"{name} differs after {struck}"
     assert numbers(resumed) == numbers(whole)

@@ -43,7 +43,8 @@ the private set.
 ## Training
 
 Denoiser and text encoder: {steps} steps of 32 pictures, AdamW, peak learning rate 1e-3, cosine; {minutes:.0f} minutes
-on {hardware}. Weights are an exponential moving average. Autoencoder: {vae_steps} steps of 16.{note}
+on {hardware}. Weights are an exponential moving average. Autoencoder: {vae_steps} steps of 16.
+{note}
 
 | validation pictures, never trained on | adaptation loss, 8 noise levels, 64 pictures | autoencoder PSNR, dB |
 |---|---|---|
@@ -116,6 +117,6 @@ def write_card(
         hardware=f"{machine['threads']} thread of {machine['processor']}",
         validation="\n".join(f"| {name} | {loss:.4f} | {psnr:.1f} |" for name, (loss, psnr) in validation.items()),
         vae_steps=autoencoder_steps,
-        note=f" {note}" if note else "",
+        note=note,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

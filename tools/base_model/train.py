@@ -455,6 +455,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kl", type=float, default=1e-3)
     parser.add_argument("--start", type=Path, help="denoiser: exported pipeline to start from")
+    parser.add_argument("--note", default="", help="export: a sentence on the training for the model card")
     parser.add_argument(
         "--decoder-only", action="store_true", help="leave the encoder as it is, so that latents stay valid"
     )
