@@ -59,7 +59,7 @@ class Models:
     def __init__(self, members: torch.Tensor | None) -> None:
         self.members, self.given = members, AnalyticModel()
 
-    def __call__(self, base: str, *, device: str | None = None) -> AnalyticModel:
+    def __call__(self, base: str, *, device: str | None = None, config: str | None = None) -> AnalyticModel:
         self.given = AnalyticModel(self.members)
         self.given.adapted = False
         return self.given
@@ -383,7 +383,7 @@ def test_a_base_model_that_knows_the_members_makes_the_verdict_untrusted(
             self.adapted = True
             return super().predict(noisy, a)
 
-    monkeypatch.setattr(LatentDiffusion, "load", lambda base, device=None: Tainted(memorised.members))
+    monkeypatch.setattr(LatentDiffusion, "load", lambda base, device=None, config=None: Tainted(memorised.members))
     audit = run(changed(config, attacks=["mc-loss"]))
     assert not audit["controls"]["base"]["mc-loss"]["covers_chance"]
     assert not audit["verdict"]["trusted"] and "saw no member" in audit["verdict"]["text"]

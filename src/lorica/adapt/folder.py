@@ -19,7 +19,8 @@ RESUME_FILE = Path("checkpoints") / "resume.safetensors"
 # recognised by content. Never what a step computes.
 FREE_ON_RESUME = {
     "resume", "overwrite", "steps", "output", "device", "cache", "log_every", "validate_every", "validation_pictures",
-    "sample_every", "sample_captions", "checkpoint_every", "keep_checkpoints", "data", "base", "split.nonmembers",
+    "sample_every", "sample_captions", "checkpoint_every", "keep_checkpoints", "data", "base", "base_config",
+    "split.nonmembers",
 }  # fmt: skip
 
 
