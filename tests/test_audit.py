@@ -213,7 +213,7 @@ def test_an_interrupted_audit_goes_on_where_it_stopped(memorised: Models, config
                 raise KeyboardInterrupt
             return super().error_map(*args)
 
-    def load(base: str, *, device: str | None = None) -> AnalyticModel:
+    def load(base: str, *, device: str | None = None, config: str | None = None) -> AnalyticModel:
         load.given = Interrupted(memorised.members)  # type: ignore[attr-defined]
         return load.given  # type: ignore[attr-defined]
 
