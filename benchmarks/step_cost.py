@@ -104,7 +104,7 @@ class Contender:
             lora=LoraConfig(rank=16, alpha=8),
         )
         self.parameters = add_lora(self.model.pipeline, self.config.lora)
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=1e-4)
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=1e-4, fused=True)
         self.proxy = Proxy(self.model.latent_shape, self.config.proxy, torch.ones(self.model.train_timesteps))
         self.proxy_optimiser = torch.optim.Adam(self.proxy.parameters(), lr=1e-5, weight_decay=1e-4)
         captions = tuple(CAPTION.format(i) for i in range(PICTURES))
