@@ -186,6 +186,29 @@ def test_smp_lora_takes_the_steps_of_algorithm_1(
     check_against_the_equations(setup(tiny_model, "smp-lora", mi_gain=gain, draws=draws, order=order))
 
 
+@pytest.mark.parametrize("positions", [0, BATCH * 8 * 8])
+@pytest.mark.parametrize(("gain", "draws"), [("paper", "shared"), ("full", "independent")])
+def test_one_call_and_two_take_the_same_steps(
+    tiny_model: LatentDiffusion, gain: str, draws: str, positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorica.adapt.step.ONE_CALL_POSITIONS", positions)
+    check_against_the_equations(setup(tiny_model, "smp-lora", mi_gain=gain, draws=draws))
+
+
+@pytest.mark.parametrize(
+    "options", [{"order": "authors"}, {"proxy": {"steps": 2}}, {"gradient_accumulation": 2}, {"batch_size": 3},
+                {"lora": {"rank": 2, "alpha": 4.0, "dropout": 0.1}}]
+)  # fmt: skip
+def test_players_that_do_not_see_the_same_lora_never_share_a_call(
+    tiny_model: LatentDiffusion, options: dict[str, Any]
+) -> None:
+    s = setup(tiny_model, "smp-lora", **options)
+    graphs: list[bool] = []
+    tiny_model.unet.register_forward_hook(lambda m, i, o: graphs.append(o.sample.requires_grad))
+    s.step(STEP)
+    assert set(graphs) == {True, False}
+
+
 @pytest.mark.parametrize("gain", ["paper", "full"])
 def test_mp_lora_takes_the_steps_of_algorithm_2(tiny_model: LatentDiffusion, gain: str) -> None:
     check_against_the_equations(setup(tiny_model, "mp-lora", mi_gain=gain))
@@ -363,9 +386,18 @@ def count_passes(s: Setup) -> Counter[str]:
     ],
 )
 def test_a_step_makes_the_passes_of_its_table(
-    tiny_model: LatentDiffusion, objective: str, options: dict[str, str], expected: dict[str, int]
+    tiny_model: LatentDiffusion,
+    objective: str,
+    options: dict[str, str],
+    expected: dict[str, int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("lorica.adapt.step.ONE_CALL_POSITIONS", 0)
     assert count_passes(setup(tiny_model, objective, **options)) == expected  # no caption is encoded: all are cached
+
+
+def test_a_tiny_batch_goes_through_the_unet_once(tiny_model: LatentDiffusion) -> None:
+    assert count_passes(setup(tiny_model, "smp-lora", draws="independent")) == {"calls": 1, "F": 4, "B": 4}
 
 
 def test_a_trained_text_encoder_encodes_each_caption_once_per_call(tiny_model: LatentDiffusion) -> None:

@@ -122,6 +122,17 @@ def test_captions_are_encoded_as_the_pipeline_encodes_them(tiny_model: LatentDif
 
 
 # ----- error map ----------------------------------------------------------------------------------------------------
+def test_cut_captions_are_counted_and_never_printed(
+    tiny_model: LatentDiffusion, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tiny_model.sample(CAPTIONS, seed=0, steps=1, progress=False)
+    notes = tiny_model.caption_notes(CAPTIONS)
+    # 16 tokens, two of them at the ends, one token a byte: only "a cat" and "" fit.
+    assert notes == ["2 of 4 captions are longer than 16 tokens: their ends have no effect"]
+    assert tiny_model.caption_notes(["a cat", ""]) == [] == tiny_model.caption_notes([])
+    assert "context" not in caplog.text + "".join(capfd.readouterr())
+
+
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_error_map_equals_a_naive_loop_over_samples(prediction_type: str) -> None:
     model = LatentDiffusion(tiny_pipeline(prediction_type), name="tiny")

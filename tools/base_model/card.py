@@ -13,7 +13,7 @@ A small text-conditioned latent diffusion model in the diffusers layout, trained
 `tools/base_model/train.py`. It exists so that adaptation and audits can be tried and tested in minutes without a
 network. It is not a good picture generator and is not meant to be one.
 
-![samples](samples.png)
+![samples](samples.webp)
 
 Every picture above was drawn by the model: seed 0 and following, 30 DDIM steps, guidance 4. Captions, row by row:
 
@@ -36,9 +36,9 @@ Every picture above was drawn by the model: seed 0 and following, 30 DDIM steps,
 | Clothing dataset (small), photographs | 3,781 | {clothing:.0%} | CC0 1.0 |
 | shapes and patterns drawn by `tools/base_model/pictures.py` | 6,000 | {drawn:.0%} | Apache-2.0, ours |
 
-Every 20th picture was left out for validation. The autoencoder also saw 3,000 drawn textures. Nothing in the style of
-the built-in private set (painted portraits, `lorica.data.cohort`) and no Fluent Emoji was used, so that both can play
-the private set.
+Every 20th emoji and photograph was left out for validation, and 300 further drawings. The autoencoder also saw 3,000
+drawn textures. Nothing in the style of the built-in private set (painted portraits, `lorica.data.cohort`) and no
+Fluent Emoji was used, so that both can play the private set.
 
 ## Training
 
@@ -65,11 +65,19 @@ SHOWN = (
             "red heart",
             "pizza",
             "grinning face",
-            "strawberry",
+            "watermelon",
             "house",
             "soccer ball",
             "rocket",
             "green apple",
+            "cat face",
+            "mushroom",
+            "umbrella",
+            "sunflower",
+            "fire",
+            "banana",
+            "automobile",
+            "crescent moon",
         )
     ),
     *(
@@ -97,9 +105,9 @@ def write_card(
     autoencoder_steps: int,
     note: str,
 ) -> None:
-    """Write README.md and samples.png beside the exported weights; validation is (adaptation loss, PSNR) by source."""
+    """Write README.md and samples.webp beside the weights; validation is (adaptation loss, PSNR) by source."""
     model = LatentDiffusion.load(str(folder), device="cpu")
-    grid(model.sample(SHOWN, seed=0, steps=30, guidance=4.0), 8).save(folder / "samples.png")
+    grid(model.sample(SHOWN, seed=0, steps=30, guidance=4.0), 8).save(folder / "samples.webp", lossless=True, method=6)
     pipeline = model.pipeline
     parts = {"autoencoder": pipeline.vae, "text encoder": pipeline.text_encoder, "UNet": pipeline.unet}
     machine = hardware()

@@ -26,6 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 PIXELS, LATENT_CHANNELS, TOKENS, WIDTH, VOCABULARY = 64, 8, 40, 128, 1536
 # Sampling shares per batch. Emoji are few and varied, so they get most of the steps.
 SHARES = {"noto": 0.60, "clothing": 0.12, "drawn": 0.28}
+DRAWN, DRAWN_HELD_OUT = 6000, 300
 
 
 # ----- data -----------------------------------------------------------------------------------------------------
@@ -35,7 +36,7 @@ def dataset(data: Path, work: Path) -> dict:
     captions = {
         name: load_captions(data / folder) for name, folder in (("noto", "noto_emoji"), ("clothing", "clothing"))
     }
-    pictures, captions["drawn"] = drawn(6000, seed=0)
+    pictures, captions["drawn"] = drawn(DRAWN + DRAWN_HELD_OUT, seed=0)
     if file.exists():
         arrays = dict(np.load(file))
     else:
@@ -49,9 +50,10 @@ def dataset(data: Path, work: Path) -> dict:
     return {"pictures": {k: torch.from_numpy(v) for k, v in arrays.items()}, "captions": captions}
 
 
-def held_out(count: int) -> torch.Tensor:
-    """Every 20th picture is validation."""
-    return torch.arange(count) % 20 == 7
+def held_out(name: str, count: int) -> torch.Tensor:
+    """Validation pictures: every 20th, and of our own drawings (whose kinds alternate) the last ones."""
+    index = torch.arange(count)
+    return index >= DRAWN if name == "drawn" else index % 20 == 7
 
 
 def shrink(batch: torch.Tensor, size: int) -> torch.Tensor:
@@ -162,14 +164,14 @@ def reconstruction(model: AutoencoderKL, pictures: torch.Tensor) -> float:
 def train_autoencoder(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     pictures = dataset(args.data, args.work)["pictures"]
-    train = torch.cat([p[~held_out(len(p))] for p in pictures.values()])
+    train = torch.cat([p[~held_out(k, len(p))] for k, p in pictures.items()])
     weights = torch.cat(
         [
-            torch.full((int((~held_out(len(p))).sum()),), w / len(p))
-            for p, w in zip(pictures.values(), (0.45, 0.25, 0.1, 0.2), strict=True)
+            torch.full((int((~held_out(k, len(p))).sum()),), w / len(p))
+            for (k, p), w in zip(pictures.items(), (0.45, 0.25, 0.1, 0.2), strict=True)
         ]
     )
-    validation = {k: shrink(p[held_out(len(p))][:100], PIXELS) for k, p in pictures.items()}
+    validation = {k: shrink(p[held_out(k, len(p))][:100], PIXELS) for k, p in pictures.items()}
     model = build_autoencoder().to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01)
     file, step, used = args.work / "autoencoder.pt", 0, 0.0
@@ -306,8 +308,8 @@ def train_denoiser(args: argparse.Namespace) -> None:
     full = {name: tokens(captions[name]) for name in SHARES}
     short = {name: tokens([shorter(c) for c in captions[name]]) for name in SHARES}
     empty = tokens([""])[0]
-    rows = {name: (~held_out(len(full[name]))).nonzero()[:, 0] for name in SHARES}
-    spare = {name: held_out(len(full[name])).nonzero()[:, 0][:64] for name in SHARES}
+    rows = {name: (~held_out(name, len(full[name]))).nonzero()[:, 0] for name in SHARES}
+    spare = {name: held_out(name, len(full[name])).nonzero()[:, 0][:64] for name in SHARES}
 
     unet, text = build_unet(), build_text_encoder(tokenizer)
     parameters = [*unet.parameters(), *text.parameters()]
@@ -427,9 +429,11 @@ def export(args: argparse.Namespace) -> None:
     pipeline.to(torch.float16).save_pretrained(args.output)
     for file in args.output.rglob("*.safetensors"):
         file.chmod(0o644)
+    words = args.output / "tokenizer" / "tokenizer.json"  # indented by its library to twice the size
+    words.write_text(json.dumps(json.loads(words.read_text()), ensure_ascii=False, separators=(",", ":")))
     pictures = dataset(args.data, args.work)["pictures"]
     psnr = {
-        name: reconstruction(vae.float(), shrink(pictures[name][held_out(len(pictures[name]))][:100], PIXELS))
+        name: reconstruction(vae.float(), shrink(pictures[name][held_out(name, len(pictures[name]))][:100], PIXELS))
         for name in SHARES
     }
     write_card(

@@ -97,7 +97,9 @@ def _leaf(config: AdaptConfig, key: str) -> Any:
 
 
 def _clear(output: Path) -> None:
-    for name in ("checkpoints", "samples", "tensorboard"):
+    # An audit of the LoRA that goes would vouch for the one that comes.
+    audits = {file.parent.name for file in output.glob("*/audit.json")}
+    for name in ("checkpoints", "samples", "tensorboard", *audits):
         shutil.rmtree(output / name, ignore_errors=True)
     # The configuration goes last: as long as it is there, the folder counts as a run.
     for name in (RUN_FILE, PEFT_FILE, KOHYA_FILE, METRICS_FILE, SPLIT_FILE, CONFIG_FILE):

@@ -49,7 +49,8 @@ def run(config: AdaptConfig) -> dict[str, Any]:
     model = LatentDiffusion.load(
         config.base, device=str(accelerator.device), dtype=DTYPES[config.precision], config=config.base_config
     )
-    for note in split.notes if main else []:
+    captions = [picture.caption for group in split.groups.values() for picture in group]
+    for note in [*split.notes, *model.caption_notes(captions)] if main else []:
         console.print(f"[yellow]note:[/] {escape(note)}")
     start = _common_start(config, accelerator)
     job = assemble(config, accelerator, model, split, resuming=start > 0)

@@ -6,8 +6,12 @@ Passes of the UNet per step, in units of one forward (F) or backward (B) over a 
     shared draws            1 F + 1 B, and 2 F without graph for the proxy
     independent draws       2 F + 2 B in one call, and 2 F without graph
     mi_gain: full           1 F + 1 B more in the same call, for the auxiliary non-members
+
+Where a batch is so small that a call costs its overhead and not its arithmetic (`ONE_CALL_POSITIONS`), both players'
+maps come from one call in the order `paper`: the proxy's 2 F then carry a graph too, and 2 B of zeros.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,6 +28,12 @@ from lorica.diffusion import LatentDiffusion
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Of the frozen weights and of autocast; LoRA weights, losses and the attacker are always float32."""
+
+ONE_CALL_POSITIONS = 128
+"""Latent positions (batch x h x w) up to which one larger call with graph is cheaper than two (measured on a CPU)."""
+
+Maps = tuple[Tensor, Tensor]
+"""Squared-error maps (N, C, h, w) float32 and their timesteps (N,)."""
 
 
 @dataclass(frozen=True)
@@ -105,23 +115,25 @@ class Step:
         _seed_global(stable_seed(self.config.seed, "dropout", step, self.accelerator.process_index), self.model.device)
         if self.proxy is None:
             return self.lora_step(step)
-        if self.config.order == "paper":
-            return self.proxy_step(step) | self.lora_step(step)
-        return self.lora_step(step) | self.proxy_step(step)
+        if self.config.order == "authors":
+            return self.lora_step(step) | self.proxy_step(step)
+        theirs, ours = self._both(step) if self._one_call else (None, None)
+        return self.proxy_step(step, theirs) | self.lora_step(step, ours)
 
-    def proxy_step(self, step: int) -> dict[str, Tensor]:
-        """omega += eta_1 grad G(h_omega, S_aux, f): the attacker ascends on fresh auxiliary pictures."""
+    def proxy_step(self, step: int, ready: Maps | None = None) -> dict[str, Tensor]:
+        """omega += eta_1 grad G(h_omega, S_aux, f): the attacker ascends on fresh auxiliary pictures.
+
+        Args:
+            step: from 0.
+            ready: maps of its pictures, without graph, where they are there already.
+        """
         assert self.proxy is not None and self.proxy_optimiser is not None
         self.proxy.requires_grad_(True)
         values: dict[str, Tensor] = {}
         for inner in range(self.config.proxy.steps):
-            index = step * self.config.proxy.steps + inner
-            members = self._batch(self.pools.aux_members, index, "proxy")
-            nonmembers = self._batch(self.pools.aux_nonmembers, index, "proxy")
-            with torch.inference_mode():  # cheaper than no_grad, by up to a fifth for small batches
-                maps, t = self._maps([members, nonmembers])
-            logits = self.proxy(maps.clone(), t)  # the clone may be kept for a backward pass
-            gain = mi_gain(logits[: len(members.t)], logits[len(members.t) :])
+            maps, t = ready or self._proxy_maps(step * self.config.proxy.steps + inner)
+            logits = self.proxy(maps, t)
+            gain = mi_gain(logits[: len(t) // 2], logits[len(t) // 2 :])
             (-gain).backward()
             values = {"proxy_gain": gain.detach()}
             self._average(self.proxy.parameters(), values)
@@ -129,15 +141,20 @@ class Step:
             self.proxy_optimiser.zero_grad()
         return values
 
-    def lora_step(self, step: int) -> dict[str, Tensor]:
-        """A, B -= eta_2 grad L, on a batch of D_tr."""
+    def lora_step(self, step: int, ready: Maps | None = None) -> dict[str, Tensor]:
+        """A, B -= eta_2 grad L, on a batch of D_tr.
+
+        Args:
+            step: from 0.
+            ready: maps of its pictures, with graph, where they are there already.
+        """
         if self.proxy is not None:
             self.proxy.requires_grad_(False)  # a fixed function here: no gradient is computed for its own weights
         parts = self.config.gradient_accumulation
         means: dict[str, Tensor] = {}
         with self.model.training():
             for part in range(parts):
-                values = self._loss(step * parts + part)
+                values = self._loss(*(ready or self._maps(self._lora_batches(step * parts + part))))
                 self.scaler.scale(values["loss"] / parts).backward()
                 for name, value in values.items():
                     means[name] = means.get(name, 0) + value.detach() / parts
@@ -152,20 +169,12 @@ class Step:
             self.finite = self.finite & means["grad_norm"].isfinite()
         return means
 
-    def _loss(self, index: int) -> dict[str, Tensor]:
-        """Loss, adaptation loss and MI gain of batch `index`, with graph."""
-        train = self._batch(self.pools.train, index, "train")
-        if self.proxy is None:
-            adaptation_loss = self._maps([train])[0].mean()
-            return {"loss": self.objective.loss(adaptation_loss, None), "adaptation_loss": adaptation_loss}
-        count, batches = len(train.t), [train]
-        if self.config.draws == "independent":
-            again = self._batch(self.pools.train, index, "second draw")
-            batches.append(replace(train, t=again.t, noise=again.noise))
-        if self.config.mi_gain == "full":
-            batches.append(self._batch(self.pools.aux_nonmembers, index, "full gain"))
-        maps, t = self._maps(batches)
+    def _loss(self, maps: Tensor, t: Tensor) -> dict[str, Tensor]:
+        """Loss, adaptation loss and MI gain, with graph, from the maps of `_lora_batches`."""
+        count = self.config.batch_size
         adaptation_loss = maps[:count].mean()
+        if self.proxy is None:
+            return {"loss": self.objective.loss(adaptation_loss, None), "adaptation_loss": adaptation_loss}
         # The attacker sees L_ada's own maps when draws are shared, those of the second draw otherwise.
         first = count if self.config.draws == "independent" else 0
         gain = self._gain(self.proxy(maps[first:], t[first:]), count)
@@ -182,6 +191,41 @@ class Step:
         return 2 * gain if self.config.mi_gain == "authors" else gain
 
     # ----- drawing and mapping ----------------------------------------------------------------------------------
+    def _lora_batches(self, index: int) -> list[Batch]:
+        """What a LoRA step looks at: a batch of D_tr, and what the MI gain needs beyond it."""
+        train = self._batch(self.pools.train, index, "train")
+        batches = [train]
+        if self.proxy is not None and self.config.draws == "independent":
+            again = self._batch(self.pools.train, index, "second draw")
+            batches.append(replace(train, t=again.t, noise=again.noise))
+        if self.proxy is not None and self.config.mi_gain == "full":
+            batches.append(self._batch(self.pools.aux_nonmembers, index, "full gain"))
+        return batches
+
+    def _proxy_batches(self, index: int) -> list[Batch]:
+        """What a proxy step looks at: auxiliary members, then as many auxiliary non-members."""
+        return [self._batch(pool, index, "proxy") for pool in (self.pools.aux_members, self.pools.aux_nonmembers)]
+
+    def _proxy_maps(self, index: int) -> Maps:
+        with torch.inference_mode():  # cheaper than no_grad, by up to a fifth for small batches
+            maps, t = self._maps(self._proxy_batches(index))
+        return maps.clone(), t  # the clone may be kept for a backward pass
+
+    @property
+    def _one_call(self) -> bool:
+        """Whether both players' maps may come from one call: the LoRA is then the same in both, and it pays."""
+        config = self.config
+        positions = config.batch_size * math.prod(self.model.latent_shape[1:])
+        alone = config.proxy.steps == 1 and config.gradient_accumulation == 1
+        return positions <= ONE_CALL_POSITIONS and alone and not config.lora.dropout
+
+    def _both(self, step: int) -> tuple[Maps, Maps]:
+        """Maps for the proxy step, without graph, and for the LoRA step, with it, through one UNet call."""
+        batches = self._lora_batches(step)
+        count = sum(len(batch.t) for batch in batches)
+        maps, t = self._maps([*batches, *self._proxy_batches(step)])
+        return (maps[count:].detach(), t[count:]), (maps[:count], t[:count])
+
     def _batch(self, pool: Pool, index: int, purpose: str) -> Batch:
         """Batch `index` of this process from the stream of samples for one purpose."""
         a, seed, stream = self.accelerator, self.config.seed, f"{purpose}: {pool.name}"
@@ -193,8 +237,8 @@ class Step:
         """To the device without waiting for it, which takes pinned memory."""
         return x.pin_memory().to(self.model.device, non_blocking=True) if self.model.device.type == "cuda" else x
 
-    def _maps(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
-        """Squared-error maps (sum of N, C, h, w) in float32 through one UNet call, and their timesteps."""
+    def _maps(self, batches: Sequence[Batch]) -> Maps:
+        """Maps of all batches, one after another, through one UNet call."""
         latents = torch.cat([batch.pool.latents[self._send(batch.rows)] for batch in batches])
         t, noise = torch.cat([batch.t for batch in batches]), torch.cat([batch.noise for batch in batches])
         precision = self.config.precision

@@ -100,10 +100,11 @@ def _subjects(config: AuditConfig, split: Split) -> tuple[dict[str, Subject], di
     keys = tuple(map(row_key, pictures))
     model = LatentDiffusion.load(config.base, device=config.device, config=config.base_config)
     encoded = encode(model, pictures, config.cache or config.output / "cache")
+    warnings = model.caption_notes([picture.caption for picture in pictures])
     target: dict[str, Any] = {"base": model.name, "base_fingerprint": model.fingerprint}
     base = Subject(model, BASE, encoded, keys, model.base_only)
     if config.lora is None:
-        return {"target": base}, target | {"lora": None, "lora_sha256": None}, []
+        return {"target": base}, target | {"lora": None, "lora_sha256": None}, warnings
     file = model.load_lora(config.lora)
     facts = training_facts(config.lora)
     trained_on = {file["base"], facts.pop("base_fingerprint", None)} - {None}
@@ -115,7 +116,6 @@ def _subjects(config: AuditConfig, split: Split) -> tuple[dict[str, Subject], di
     } | facts
     lora = Subject(model, file["sha256"], _as_seen_by_lora(model, encoded, pictures), keys)
     target["base_matches"] = model.fingerprint in trained_on if trained_on else None
-    warnings = []
     if "steps_per_picture" not in target:
         warnings.append(
             "steps per picture are unknown: leakage grows with them, and the result holds for this LoRA only"

@@ -212,6 +212,16 @@ class LatentDiffusion:
         mask = tokens.attention_mask.to(self.device) if masked else None
         return self.text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0]
 
+    def caption_notes(self, captions: Sequence[str]) -> list[str]:
+        """What a user should know: how many captions have more tokens than the text encoder reads."""
+        tokenizer = self.pipeline.tokenizer
+        with quiet_libraries():
+            tokens = tokenizer(list(captions), truncation=False).input_ids if captions else []
+        limit = tokenizer.model_max_length
+        if not (cut := sum(len(ids) > limit for ids in tokens)):
+            return []
+        return [f"{cut} of {len(tokens)} captions are longer than {limit} tokens: their ends have no effect"]
+
     # ----- the objective's raw material -------------------------------------------------------------------------
     def add_noise(self, latents: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps (arXiv 2402.11989, eq. 1); t (B,) in [0, train_timesteps)."""
@@ -271,7 +281,8 @@ class LatentDiffusion:
         if len(seeds) != len(captions):
             raise ValueError(f"{len(seeds)} seeds for {len(captions)} captions")
         drawn: list[Image.Image] = []
-        with bar() as progress_bar, self._sampling_with(scheduler):
+        # Quiet: of a long caption, the pipeline would print the part that it cuts off.
+        with bar() as progress_bar, self._sampling_with(scheduler), quiet_libraries():
             task = progress_bar.add_task("drawing pictures", total=len(captions), visible=progress)
             for start in range(0, len(captions), batch_size):
                 chosen = slice(start, start + batch_size)
