@@ -208,16 +208,17 @@ def _demo(config: Any) -> None:
 def print_audit(audit: dict[str, Any]) -> None:
     """The verdict and one line per attack."""
     console.print(f"[bold]{escape(audit['verdict']['text'])}[/]")
+    first = next(iter(audit["attacks"].values()))
     table = Table(
         "attack",
-        "AUC [95 %]",
-        "ASR (transferred)",
-        "ASR (oracle)",
-        *(f"TPR@{float(f):g}FPR" for f in next(iter(audit["attacks"].values()))["tpr"]),
+        f"AUC [{100 * first['auc']['level']:g} %]".replace("[", "\\["),
+        "ASR",
+        "oracle",
+        *(f"TPR@{100 * float(fpr):g}%" for fpr in first["tpr"]),
     )
     for name, found in sorted(audit["attacks"].items(), key=lambda item: -abs(item[1]["auc"]["value"] - 0.5)):
         auc = found["auc"]
-        rates = [f"{t['value']:.3f}{'' if t['reliable'] else ' (few)'}" for t in found["tpr"].values()]
+        rates = [f"{t['value']:.3f}{'' if t['reliable'] else '*'}" for t in found["tpr"].values()]
         table.add_row(
             name,
             f"{auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]".replace("[", "\\["),
@@ -226,6 +227,8 @@ def print_audit(audit: dict[str, Any]) -> None:
             *rates,
         )
     console.print(table)
+    if any(not t["reliable"] for found in audit["attacks"].values() for t in found["tpr"].values()):
+        console.print("* rests on too few non-members. ASR: threshold from auxiliary pictures, oracle: from these.")
     for warning in audit["warnings"]:
         console.print(f"[yellow]warning:[/] {escape(warning)}")
 

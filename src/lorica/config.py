@@ -177,7 +177,8 @@ def _explain(cls: type[Config], error: ValidationError) -> str:
         elif item["type"] == "missing":
             lines.append(f"`{key}` is required")
         else:
-            lines.append(f"`{key}` = {reprlib.repr(item['input'])}: {item['msg'][:1].lower()}{item['msg'][1:]}")
+            said = item["msg"].removeprefix("Value error, ")
+            lines.append(f"`{key}` = {reprlib.repr(item['input'])}: {said[:1].lower()}{said[1:]}")
     return "\n".join(lines)
 
 
