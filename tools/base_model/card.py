@@ -122,7 +122,7 @@ def write_card(
         **shares,
         steps=steps,
         minutes=minutes,
-        hardware=f"{machine['threads']} thread of {machine['processor']}",
+        hardware=f"{machine['processor']}, {machine['threads']} threads",
         validation="\n".join(f"| {name} | {loss:.4f} | {psnr:.1f} |" for name, (loss, psnr) in validation.items()),
         vae_steps=autoencoder_steps,
         note=note,
