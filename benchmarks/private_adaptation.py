@@ -108,6 +108,7 @@ def adapt_one(args: argparse.Namespace, label: str, pictures: Path) -> Path:
         "sample_every": args.steps,
         "lora.rank": 64,
         "lora.alpha": 32.0,
+        "lora.targets": "transformer-blocks",
     }
     adapt.run(load(AdaptConfig, options=options | METHODS[label]))
     return folder
@@ -191,9 +192,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/private_adaptation"))
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--steps", type=int, default=2700, help="of every method; 2700 of 16 pictures are 100 epochs")
+    parser.add_argument("--steps", type=int, default=1500, help="of every method; 1500 of 16 pictures are 55 epochs")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--checkpoints", type=int, default=3, help="how often each run is audited on its way")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

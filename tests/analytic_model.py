@@ -58,6 +58,9 @@ class AnalyticModel:
     def encode_captions(self, captions: Sequence[str]) -> Tensor:
         return torch.zeros(len(captions), 1, 1)
 
+    def caption_notes(self, captions: Sequence[str]) -> list[str]:
+        return []
+
     def error_map(self, latents: Tensor, t: Tensor, noise: Tensor, context: Tensor) -> Tensor:
         self.calls.append(len(latents))
         a = self.alphas_cumprod[t].view(-1, 1, 1, 1)

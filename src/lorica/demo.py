@@ -193,20 +193,21 @@ def _row(found: report.ReportRun) -> dict[str, Any]:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    table = Table("method", "validation loss", "FID*", "KID*", "strongest attack", "ASR", "AUC [95 %]", "TPR@5%FPR")
+    table = Table("method", "val. loss", "FID*", "KID*", "ASR", "AUC \\[95 %]", "TPR@5%")
     for row in rows:
-        figures = ["-"] * 4
+        figures = ["-"] * 3
         if row["attack"]:
             auc = row["auc"]
             figures = [
-                row["attack"],
                 f"{row['asr']['value']:.3f}",
                 f"{auc['value']:.3f} \\[{auc['low']:.3f}, {auc['high']:.3f}]",
                 f"{row['tpr']['0.05']['value']:.3f}",
             ]
         loss = f"{row['val_nonmember']:.4f}" if row["val_nonmember"] is not None else "-"
-        table.add_row(row["method"], loss, f"{row['fid']:.4f}", f"{row['kid']['value']:.4f}", *figures)
+        table.add_row(row["method"], loss, f"{row['fid']:.2f}", f"{row['kid']['value']:.3f}", *figures)
     console.print(table)
+    attacks = ", ".join(f"{row['method']}: {row['attack']}" for row in rows if row["attack"])
+    console.print(f"Privacy under the strongest of the attacks ({escape(attacks)}); validation loss on non-members.")
     console.print("* over the built-in extractor; not comparable with published FID and KID.")
 
 

@@ -14,7 +14,7 @@ from lorica.errors import LoricaError
 class AuditConfig(Config):
     """Measure how well membership attacks tell the pictures a LoRA was trained on from others of the same kind."""
 
-    output: Path = Field(description="folder for audit.json, features and encoded pictures. As private as these!")
+    output: Path = Field(description="folder for audit.json, report, features and encoded pictures. As private as these!")
     base: str = Field("builtin", description="'builtin', a hub id, a diffusers folder or a .safetensors checkpoint")
     base_config: str | None = Field(
         None, description="for a single-file base: folder or hub id in the diffusers layout that describes it"
@@ -39,7 +39,11 @@ class AuditConfig(Config):
     seed: int = Field(0, ge=0, description="of the noise, of what attacks fit, and of the split into halves")
     batch_size: int = Field(16, ge=1, description="pictures per UNet call")
     device: str | None = Field(None, description="cpu or cuda; picks cuda where there is one")
-    cache: Path | None = Field(None, description="folder for encoded pictures; OUTPUT/cache by default. Private!")
+    cache: Path | None = Field(
+        None,
+        description="folder for encoded pictures and models' answers, which audits may share; OUTPUT/cache and "
+        "OUTPUT/features by default. Private!",
+    )
 
     level: float = Field(0.95, gt=0, lt=1, description="confidence level of all intervals and of the verdict")
     fprs: list[float] = Field([0.01, 0.05], min_length=1, description="false-positive rates to report TPRs at")

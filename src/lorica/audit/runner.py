@@ -151,7 +151,7 @@ def _extract(
     config: AuditConfig, attacks: Mapping[str, Attack], subjects: Mapping[str, Subject]
 ) -> dict[tuple[str, str], Features]:
     """Features by (subject, attack). The base model is asked for the negative control, or for comparison."""
-    folder = config.output / "features"
+    folder = (config.cache or config.output) / "features"
     features = {
         (who, name): extract(attack, subject, folder=folder, seed=config.seed, batch_size=config.batch_size)
         for name, attack in attacks.items()
