@@ -14,7 +14,7 @@ from lorica.errors import LoricaError
 class AuditConfig(Config):
     """Measure how well membership attacks tell the pictures a LoRA was trained on from others of the same kind."""
 
-    output: Path = Field(description="folder for audit.json, report, features and encoded pictures. As private as these!")
+    output: Path = Field(description="folder for audit.json, report, features and encoded pictures. Private!")
     base: str = Field("builtin", description="'builtin', a hub id, a diffusers folder or a .safetensors checkpoint")
     base_config: str | None = Field(
         None, description="for a single-file base: folder or hub id in the diffusers layout that describes it"
