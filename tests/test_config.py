@@ -73,6 +73,12 @@ def test_sections_are_merged_key_by_key_however_they_are_written(tmp_path: Path)
     assert resolved.proxy == Nested(rank=5, learning_rate=0.125)
 
 
+def test_dots_in_the_keys_of_a_mapping_are_kept(tmp_path: Path) -> None:
+    file = written(tmp_path, "settings: {lambda 0.05: {proxy.steps: 3}, loss: {draws: 2}}")
+    resolved = load(Example, file=file, assignments=["settings.loss.noise=1"])
+    assert resolved.settings == {"lambda 0.05": {"proxy.steps": 3}, "loss": {"draws": 2, "noise": 1}}
+
+
 def test_a_section_with_everything_commented_out_means_the_defaults(tmp_path: Path) -> None:
     file = written(tmp_path, "lora:\n  # rank: 3\n")
     assert load(Example, file=file).lora == Nested()

@@ -1,8 +1,9 @@
 """Strict typed configuration: one class behind Python, YAML (`--config`), `--set key=value` and the CLI options."""
 
+import copy
 import difflib
 import reprlib
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -74,14 +75,14 @@ def load(
     values: dict[str, Any] = {}
     leaves = dict(walk(cls))
     for key, value in (_read_yaml(file) if file is not None else {}).items():
-        _assign(values, str(key), value)
+        _assign(values, str(key), value, leaves)
     for assignment in assignments or []:
         key, separator, text = assignment.partition("=")
         if not separator or not key.strip():
             raise LoricaError(f"--set {assignment!r} is not key=value", "For example: --set lora.rank=16")
-        _assign(values, key.strip(), _parse(f"--set {key.strip()}", text))
+        _assign(values, key.strip(), _parse(f"--set {key.strip()}", text), leaves)
     for key, value in (options or {}).items():
-        _assign(values, key, _from_command_line(key, value, leaves.get(key)))
+        _assign(values, key, _from_command_line(key, value, leaves.get(key)), leaves)
     try:
         return cls.model_validate(_without_empty_sections(cls, values))
     except ValidationError as error:
@@ -140,11 +141,14 @@ def _from_command_line(key: str, value: Any, field: FieldInfo | None) -> Any:
     return value
 
 
-def _assign(values: dict[str, Any], key: str, value: Any) -> None:
-    """Put a value at a dotted key; a mapping is merged into the section that is there."""
-    if isinstance(value, dict):
+def _assign(values: dict[str, Any], key: str, value: Any, leaves: Collection[str]) -> None:
+    """Put a value at a dotted key; a mapping is merged into what is there.
+
+    Dots in the keys of a section part its keys; in those of a mapping that is itself a value, they are letters.
+    """
+    if isinstance(value, dict) and key not in leaves:
         for inner, inner_value in value.items():
-            _assign(values, f"{key}.{inner}", inner_value)
+            _assign(values, f"{key}.{inner}", inner_value, leaves)
         return
     *path, leaf = key.split(".")
     for part in path:
@@ -153,7 +157,13 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
         values = values[part]
         if not isinstance(values, dict):
             raise LoricaError(f"{key}: {part!r} holds a value, not a section", "See --print-config.")
-    values[leaf] = value
+    values[leaf] = _merged(values.get(leaf), value)
+
+
+def _merged(before: Any, value: Any) -> Any:
+    if not (isinstance(before, dict) and isinstance(value, dict)):
+        return copy.deepcopy(value)
+    return before | {key: _merged(before.get(key), inner) for key, inner in value.items()}
 
 
 def _without_empty_sections(cls: type[Config], values: dict[str, Any]) -> dict[str, Any]:
