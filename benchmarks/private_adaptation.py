@@ -40,7 +40,6 @@ METHODS = {
         "objective": "smp-lora",
         "lam": 1.0,
         "mi_gain": "full",
-        "proxy.input": "calibrated",
         "proxy.learning_rate": 1e-3,
     },
 }
