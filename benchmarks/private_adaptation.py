@@ -16,6 +16,7 @@ import argparse
 import csv
 import io
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ METHODS = {
     "LoRA": {"objective": "lora"},
     "MP-LoRA": {"objective": "mp-lora"},
     "SMP-LoRA": {"objective": "smp-lora"},
-    "SMP-LoRA, strong proxy": {
+    "SMP-LoRA (strong proxy)": {
         "objective": "smp-lora",
         "lam": 1.0,
         "mi_gain": "full",
@@ -90,7 +91,7 @@ def unpack(data: Path, work: Path) -> dict[str, Path]:
 
 
 def adapt_one(args: argparse.Namespace, label: str, pictures: Path) -> Path:
-    folder = args.work / label.lower().replace(", ", "_").replace(" ", "_")
+    folder = args.work / re.sub(r"\W+", "_", label.lower()).strip("_")
     options: dict[str, Any] = {
         "data": pictures,
         "output": folder,

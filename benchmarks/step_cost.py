@@ -68,7 +68,9 @@ def sd15_shaped(size: int = 32) -> LatentDiffusion:
         block_out_channels=(8,) * 4,
         norm_num_groups=4,
     )
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+    )
     return LatentDiffusion(
         StableDiffusionPipeline(
             vae=vae,

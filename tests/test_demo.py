@@ -6,7 +6,7 @@ from lorica.demo import DemoConfig, run
 
 
 def test_the_demo_writes_audits_pictures_and_a_report_and_goes_on_where_it_was(tmp_path):
-    methods = {name: DemoConfig().methods[name] for name in ("LoRA", "SMP-LoRA, strong proxy")}
+    methods = {name: DemoConfig().methods[name] for name in ("LoRA", "SMP-LoRA (strong proxy)")}
     config = DemoConfig(
         methods=methods,
         output=tmp_path / "demo",

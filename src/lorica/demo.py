@@ -38,9 +38,9 @@ class DemoConfig(Config):
         {
             "LoRA": {"objective": "lora"},
             # The defence that costs nothing: stop where the validation loss on non-members turns.
-            "LoRA, stopped early": {"objective": "lora", "steps": 120},
-            "SMP-LoRA, paper": {"objective": "smp-lora"},
-            "SMP-LoRA, strong proxy": {
+            "LoRA (stopped early)": {"objective": "lora", "steps": 120},
+            "SMP-LoRA (paper)": {"objective": "smp-lora"},
+            "SMP-LoRA (strong proxy)": {
                 "objective": "smp-lora",
                 "lam": 1.0,
                 "mi_gain": "full",
