@@ -30,6 +30,7 @@ from lorica.adapt.monitor import read_metrics
 from lorica.artefacts import hardware, versions, write_json, write_text, write_with
 from lorica.audit import AuditConfig
 from lorica.config import load
+from lorica.demo import STRONG_PROXY
 from lorica.generate import GenerateConfig
 
 COUNTS = "200,233,200,200"
@@ -37,12 +38,7 @@ METHODS = {
     "LoRA": {"objective": "lora"},
     "MP-LoRA": {"objective": "mp-lora"},
     "SMP-LoRA": {"objective": "smp-lora"},
-    "SMP-LoRA (strong proxy)": {
-        "objective": "smp-lora",
-        "lam": 1.0,
-        "mi_gain": "full",
-        "proxy.learning_rate": 1e-3,
-    },
+    "SMP-LoRA (strong proxy)": STRONG_PROXY,
 }
 # arXiv 2402.11989, Table 1, Pokemon: 400 epochs of Stable Diffusion 1.5 at rank 64. |AUC - 0.5| / 0.5 hides the sign.
 PAPER = {

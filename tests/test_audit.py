@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from analytic_model import AnalyticModel
 from lorica.audit import ATTACKS, AuditConfig, MembershipScores, run, runner
 from lorica.audit.attacks import Attack
-from lorica.audit.controls import blind_scores
+from lorica.audit.controls import blind_scores, control
 from lorica.audit.extract import row_key
 from lorica.audit.gate import Gate
 from lorica.audit.target import training_facts
@@ -387,6 +387,17 @@ def test_a_base_model_that_knows_the_members_makes_the_verdict_untrusted(
     audit = run(changed(config, attacks=["mc-loss"]))
     assert not audit["controls"]["base"]["mc-loss"]["covers_chance"]
     assert not audit["verdict"]["trusted"] and "saw no member" in audit["verdict"]["text"]
+
+
+def test_one_of_many_controls_may_stray_as_far_as_chance_takes_one_of_that_many() -> None:
+    stray = MembershipScores(np.arange(40.0) + 6.2, np.arange(40.0))
+    fair = MembershipScores(np.arange(40.0) + 0.5, np.arange(40.0))
+    low, _ = stray.interval("auc", level=0.95)
+    assert low > 0.5 > stray.interval("auc", level=1 - 0.05 / 4)[0]
+    assert not control({"a": stray}, 0.95, "fair")["a"]["fair"]
+    family = control({"a": stray, "b": fair, "c": fair, "d": fair}, 0.95, "fair")
+    assert all(entry["fair"] for entry in family.values())
+    assert family["a"]["auc"]["low"] == low  # what is shown stays the common interval
 
 
 # --- verdict

@@ -120,27 +120,26 @@ def test_an_unknown_option_exits_with_2(lorica):
     assert lorica("adapt", "--no-such-option").code == 2
 
 
+def adapt_arguments(data: Path, output: Path, base: Path) -> tuple[object, ...]:
+    return ("adapt", data, "--output", output, "--base", base, "--device", "cpu", "--steps", 1)
+
+
+def audit_arguments(lora: Path, output: Path, base: Path | str) -> tuple[object, ...]:
+    return ("audit", "--base", base, "--device", "cpu", "--lora", lora, "--output", output)
+
+
 def test_adapt_audit_generate_and_report_work_one_after_the_other(
     lorica, finished_run, tiny_pipeline_folder, tmp_path, people
 ):
-    base = ("--base", tiny_pipeline_folder, "--device", "cpu")
     audit = tmp_path / "audit"
-    found = lorica("audit", *base, "--lora", finished_run, "--output", audit, "--settings", "{nn-loss: {epochs: 2}}")
+    found = lorica(*audit_arguments(finished_run, audit, tiny_pipeline_folder), "--settings", "{nn-loss: {epochs: 2}}")
     assert found.code == 0, found.err
     result = json.loads((audit / "audit.json").read_text())
     assert result["verdict"]["text"].split()[0] in found.err
     assert (audit / "report.html").stat().st_size > 1000
     drawn = lorica(
-        "generate",
-        *base,
-        "--lora",
-        finished_run,
-        "--captions",
-        "a person",
-        "--steps",
-        2,
-        "--output",
-        tmp_path / "drawn",
+        *("generate", "--base", tiny_pipeline_folder, "--device", "cpu", "--lora", finished_run),
+        *("--captions", "a person", "--steps", 2, "--output", tmp_path / "drawn"),
     )
     assert drawn.code == 0 and (tmp_path / "drawn" / "pictures" / "000000.png").exists()
     compared = lorica("report", audit, audit, "--output", tmp_path / "compare.html")
@@ -150,29 +149,13 @@ def test_adapt_audit_generate_and_report_work_one_after_the_other(
 def test_a_release_gate_that_fails_exits_with_3_and_one_that_holds_with_0(
     lorica, finished_run, tiny_pipeline_folder, tmp_path
 ):
-    arguments = (
-        "audit",
-        "--base",
-        tiny_pipeline_folder,
-        "--device",
-        "cpu",
-        "--lora",
-        finished_run,
-        "--attacks",
-        "loss",
-        "--output",
-        tmp_path / "a",
-    )
+    arguments = (*audit_arguments(finished_run, tmp_path / "a", tiny_pipeline_folder), "--attacks", "loss")
     failed = lorica(*arguments, "--fail-if", "asr>0.01")
     assert failed.code == 3 and "asr>0.01" in failed.err
     assert lorica(*arguments, "--fail-if", "auc>1").code == 0
 
 
 # ----- mistakes a first-time user makes -----------------------------------------------------------------------------
-def adapt_arguments(data: Path, output: Path, base: Path) -> tuple[object, ...]:
-    return ("adapt", data, "--output", output, "--base", base, "--device", "cpu", "--steps", 1)
-
-
 def test_an_empty_folder_is_refused(lorica, tmp_path, tiny_pipeline_folder):
     (tmp_path / "empty").mkdir()
     found = lorica(*adapt_arguments(tmp_path / "empty", tmp_path / "o", tiny_pipeline_folder))
@@ -218,7 +201,7 @@ def test_a_finished_run_is_not_overwritten_without_being_asked(lorica, finished_
 
 
 def test_a_lora_of_another_model_is_refused(lorica, finished_run, tmp_path):
-    found = lorica("audit", "--base", "builtin", "--device", "cpu", "--lora", finished_run, "--output", tmp_path / "a")
+    found = lorica(*audit_arguments(finished_run, tmp_path / "a", "builtin"))
     assert found.code == 2 and "base" in found.err
 
 
@@ -227,20 +210,8 @@ def test_a_split_that_overlaps_is_refused(lorica, finished_run, tiny_pipeline_fo
     groups = split["groups"]
     groups["test_nonmembers"][0] = groups["test_members"][0]
     (tmp_path / "split.json").write_text(json.dumps(split))
-    found = lorica(
-        "audit",
-        "--base",
-        tiny_pipeline_folder,
-        "--device",
-        "cpu",
-        "--lora",
-        finished_run,
-        "--split",
-        tmp_path / "split.json",
-        "--output",
-        tmp_path / "a",
-    )
-    assert found.code == 2
+    arguments = audit_arguments(finished_run, tmp_path / "a", tiny_pipeline_folder)
+    assert lorica(*arguments, "--split", tmp_path / "split.json").code == 2
 
 
 def test_pictures_that_are_both_member_and_nonmember_are_refused(lorica, tmp_path, people, tiny_pipeline_folder):

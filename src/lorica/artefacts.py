@@ -16,6 +16,9 @@ from safetensors import SafetensorError
 import lorica
 from lorica.errors import LoricaError
 
+RUN_FILE, CONFIG_FILE, SPLIT_FILE = "run.json", "config.yaml", "split.json"
+"""What an adapt run leaves beside its weights, and an audit looks for: its record, its settings, who was a member."""
+
 _STAMPED = ("torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "torchmetrics")
 
 

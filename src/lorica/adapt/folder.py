@@ -7,13 +7,12 @@ from typing import Any
 from lorica.adapt.config import AdaptConfig
 from lorica.adapt.monitor import METRICS_FILE
 from lorica.adapt.state import completed_steps
-from lorica.artefacts import prepare_output, read_json, write_text
+from lorica.artefacts import CONFIG_FILE, RUN_FILE, SPLIT_FILE, prepare_output, read_json, write_text
 from lorica.config import load, walk
 from lorica.data.split import Split
 from lorica.diffusion.lora import KOHYA_FILE, PEFT_FILE
 from lorica.errors import LoricaError
 
-CONFIG_FILE, SPLIT_FILE, RUN_FILE = "config.yaml", "split.json", "run.json"
 RESUME_FILE = Path("checkpoints") / "resume.safetensors"
 # What a resumed run may change: how it is watched and how long it is; and where its inputs lie, as those are
 # recognised by content. Never what a step computes.

@@ -9,12 +9,12 @@ from torch import nn
 
 from lorica.adapt.config import AdaptConfig
 from lorica.adapt.draws import stable_seed
-from lorica.adapt.folder import SPLIT_FILE
 from lorica.adapt.losses import Validation, expected_loss
 from lorica.adapt.objectives import OBJECTIVES
 from lorica.adapt.proxy import Proxy
 from lorica.adapt.state import State
 from lorica.adapt.step import Pool, Pools, Step
+from lorica.artefacts import SPLIT_FILE
 from lorica.data.pictures import read_folder
 from lorica.data.split import Split, make_split
 from lorica.diffusion import Encoded, LatentDiffusion, add_lora, encode

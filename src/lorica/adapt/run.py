@@ -10,14 +10,14 @@ from accelerate import Accelerator
 from rich.markup import escape
 
 from lorica.adapt.config import AdaptConfig
-from lorica.adapt.folder import RESUME_FILE, RUN_FILE, begin, check_output, finished, settled
+from lorica.adapt.folder import RESUME_FILE, begin, check_output, finished, settled
 from lorica.adapt.interrupt import interruptible
 from lorica.adapt.monitor import Monitor, read_metrics
 from lorica.adapt.objectives import OBJECTIVES
 from lorica.adapt.prepare import Job, assemble, choose_split, connect
 from lorica.adapt.state import completed_steps
 from lorica.adapt.step import DTYPES
-from lorica.artefacts import provenance, write_json
+from lorica.artefacts import RUN_FILE, provenance, write_json
 from lorica.diffusion import LatentDiffusion, save_lora
 from lorica.errors import LoricaError
 from lorica.progress import console

@@ -7,6 +7,7 @@ no member: whatever they find there is not the LoRA's doing.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,35 @@ def blind_scores(groups: Mapping[str, Sequence[Picture]]) -> MembershipScores:
     return MembershipScores(
         classifier.decision_function(inputs["test_members"]), classifier.decision_function(inputs["test_nonmembers"])
     )
+
+
+def control(scores: Mapping[str, MembershipScores], level: float, passed: str) -> dict[str, dict[str, Any]]:
+    """Whether scores that must know nothing do: the entries of audit.json for a family of controls.
+
+    One control out of line is enough to reject the audit, so each is judged at a level raised by Bonferroni's rule: a
+    fair audit is rejected by this family with a probability of about 1 - `level` at most. The interval shown is the
+    common one at `level`.
+
+    Args:
+        scores: test scores of the controls by name.
+        level: confidence level of the family.
+        passed: what to call the answer.
+
+    Returns:
+        {name: {"auc": estimate with interval and level, `passed`: bool}}.
+    """
+    strict = 1 - (1 - level) / max(1, len(scores))
+    entries = {}
+    for name, found in scores.items():
+        low, high = found.interval("auc", level=strict)
+        auc = estimate(found.auc, found.interval("auc", level=level)) | {"level": level}
+        entries[name] = {"auc": auc, passed: low <= 0.5 <= high}
+    return entries
+
+
+def estimate(value: float, interval: tuple[float, float]) -> dict[str, float]:
+    """A figure and its interval as audit.json holds them."""
+    return {"value": value, "low": interval[0], "high": interval[1]}
 
 
 def features(pictures: Sequence[Picture]) -> NDArray[np.float64]:

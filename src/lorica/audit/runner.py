@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 
-from lorica.artefacts import prepare_output, provenance, read_json, write_json
+from lorica.artefacts import SPLIT_FILE, prepare_output, provenance, read_json, write_json
 from lorica.audit.attacks.base import Attack, Features, Groups
 from lorica.audit.config import AuditConfig
-from lorica.audit.controls import METHOD, blind_scores
+from lorica.audit.controls import METHOD, blind_scores, control, estimate
 from lorica.audit.extract import BASE, Subject, extract, row_key
 from lorica.audit.gate import Gate
 from lorica.audit.score import MembershipScores
-from lorica.audit.target import SPLIT_FILE, find_run, training_facts
+from lorica.audit.target import find_run, training_facts
 from lorica.audit.verdict import judge
 from lorica.data import GROUPS, Picture, Split, make_split, read_folder
 from lorica.diffusion import Encoded, LatentDiffusion, encode
@@ -46,14 +46,13 @@ def run(config: AuditConfig) -> dict[str, Any]:
     features = _extract(config, attacks, subjects)
     results: dict[str, dict[str, Any]] = {}
     scores: dict[str, MembershipScores] = {}
-    base_control: dict[str, Any] = {}
+    on_base: dict[str, MembershipScores] = {}
     for name, attack in attacks.items():
         try:
             auxiliary, scores[name] = _score(attack, features["target", name], split, config)
             results[name] = _result(attack, auxiliary, scores[name], config)
             if ("base", name) in features and not attack.needs_base:
-                _, on_base = _score(attack, features["base", name], split, config)
-                base_control[name] = _chance(on_base, config.level, "covers_chance")
+                _, on_base[name] = _score(attack, features["base", name], split, config)
         except LoricaError as error:
             scores.pop(name, None)
             results.pop(name, None)
@@ -61,7 +60,8 @@ def run(config: AuditConfig) -> dict[str, Any]:
     if not results:
         raise LoricaError("no attack could be run", "\n".join(warnings))
 
-    blind = _chance(blind_scores(split.groups), config.level, "fair") | {"method": METHOD}
+    blind = control({"blind": blind_scores(split.groups)}, config.level, "fair")["blind"] | {"method": METHOD}
+    base_control = control(on_base, config.level, "covers_chance")
     objections = _objections(target, blind, base_control)
     thresholds = {name: results[name]["asr"]["threshold"] for name in results}
     audit = {
@@ -196,29 +196,19 @@ def _result(
         "queries": attack.queries,
         "source": attack.source,
         "options": attack.options.model_dump(mode="json"),
-        "auc": _estimate(scores.auc, scores.interval("auc", level=level)) | {"level": level},
+        "auc": estimate(scores.auc, scores.interval("auc", level=level)) | {"level": level},
         "auc_distance": scores.auc_distance,
-        "asr": _estimate(scores.asr(threshold), scores.interval("asr", threshold=threshold, level=level))
+        "asr": estimate(scores.asr(threshold), scores.interval("asr", threshold=threshold, level=level))
         | {"threshold": threshold, "constant_answer": scores.constant_asr},
-        "oracle_asr": _estimate(scores.oracle_asr(), scores.interval("oracle_asr", level=level))
+        "oracle_asr": estimate(scores.oracle_asr(), scores.interval("oracle_asr", level=level))
         | {"threshold": scores.oracle_threshold()},
         "tpr": {
-            f"{fpr:g}": _estimate(scores.tpr_at(fpr), scores.interval("tpr", fpr=fpr, level=level))
+            f"{fpr:g}": estimate(scores.tpr_at(fpr), scores.interval("tpr", fpr=fpr, level=level))
             | {"attained_fpr": scores.attained_fpr(fpr), "reliable": scores.reliable(fpr), "note": scores.note(fpr)}
             for fpr in config.fprs
         },
         "scores": {"members": scores.members.tolist(), "nonmembers": scores.nonmembers.tolist()},
     }
-
-
-def _estimate(value: float, interval: tuple[float, float]) -> dict[str, float]:
-    return {"value": value, "low": interval[0], "high": interval[1]}
-
-
-def _chance(scores: MembershipScores, level: float, passed: str) -> dict[str, Any]:
-    """A control's entry: its AUC, and whether the interval covers 0.5."""
-    low, high = scores.interval("auc", level=level)
-    return {"auc": _estimate(scores.auc, (low, high)) | {"level": level}, passed: low <= 0.5 <= high}
 
 
 def _objections(target: Mapping[str, Any], blind: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
@@ -237,7 +227,7 @@ def _objections(target: Mapping[str, Any], blind: Mapping[str, Any], base: Mappi
     if off:
         found.append(
             f"on the base model, which saw no member, {', '.join(off)} {'is' if len(off) == 1 else 'are'} away from "
-            "chance (one fair control in twenty is so by accident)"
+            f"chance, beyond what {len(base)} fair controls show by accident"
         )
     return found
 

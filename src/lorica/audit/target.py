@@ -6,9 +6,7 @@ from typing import Any
 
 import yaml
 
-from lorica.artefacts import read_json
-
-RUN_FILE, CONFIG_FILE, SPLIT_FILE = "run.json", "config.yaml", "split.json"
+from lorica.artefacts import CONFIG_FILE, RUN_FILE, read_json
 
 
 def find_run(lora: Path) -> Path | None:

@@ -79,7 +79,7 @@ def _negative(run: ReportRun) -> Control:
         return Control((run.label,), name, None, "Not run: the base model was not attacked.")
     off = [attack for attack, covers in told.items() if not covers]
     if not off:
-        text = "On the base model, which never saw the members, the interval of every attack tried covers 0.5."
+        text = "On the base model, which never saw the members, every attack tried is at chance."
         return Control((run.label,), name, True, text)
     text = (
         f"On the base model, which never saw the members, {listed(off)} "
