@@ -61,13 +61,21 @@ class AnalyticModel:
     def caption_notes(self, captions: Sequence[str]) -> list[str]:
         return []
 
-    def error_map(self, latents: Tensor, t: Tensor, noise: Tensor, context: Tensor) -> Tensor:
-        self.calls.append(len(latents))
+    def add_noise(self, latents: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         a = self.alphas_cumprod[t].view(-1, 1, 1, 1)
-        noisy = a.sqrt() * latents + (1 - a).sqrt() * noise
-        return (self.predict(noisy, a) - noise).square().float()
+        return a.sqrt() * latents + (1 - a).sqrt() * noise
 
-    def predict(self, noisy: Tensor, a: Tensor) -> Tensor:
+    def target(self, latents: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        return noise
+
+    def predict(self, noisy: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        self.calls.append(len(noisy))
+        return self.expected_noise(noisy, self.alphas_cumprod[t].view(-1, 1, 1, 1))
+
+    def predicted_noise(self, prediction: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+        return prediction
+
+    def expected_noise(self, noisy: Tensor, a: Tensor) -> Tensor:
         """E[eps | z_t], from E[x0 | z_t] and z_t = sqrt(a) x0 + sqrt(1 - a) eps."""
         if not self.adapted or self.members is None:
             return (1 - a).sqrt() * noisy

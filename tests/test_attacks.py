@@ -10,15 +10,16 @@ from numpy.typing import NDArray
 
 from analytic_model import AnalyticModel, gaussian_latents
 from lorica.audit.attacks import ATTACKS, CalibratedLossAttack, LossAttack, McLossAttack, NnLossAttack
-from lorica.audit.attacks.base import Features, Groups
+from lorica.audit.attacks.base import Attack, Features, Groups
 from lorica.audit.attacks.calibrated_loss import CalibratedLossOptions
 from lorica.audit.attacks.loss import LossOptions
 from lorica.audit.attacks.mc_loss import McLossOptions
 from lorica.audit.attacks.nn_loss import NnLossOptions
-from lorica.audit.queries import stratified_timesteps
+from lorica.audit.queries import Sitting, answer, van_der_corput
 from lorica.audit.score import MembershipScores
 from lorica.config import Config
 from lorica.diffusion import Encoded, keyed_noise
+from lorica.diffusion.noise import keyed_uniform
 
 PER_GROUP = 32
 GROUPS = ("aux_members", "test_members", "aux_nonmembers", "test_nonmembers")
@@ -38,12 +39,18 @@ MEMORISED = AnalyticModel(PICTURES.latents[: 2 * PER_GROUP])
 def attacked(name: str, model: AnalyticModel, options: Config | None = None) -> dict[str, NDArray[np.float64]]:
     """Scores of the four groups, as the audit computes them."""
     attack, seed = ATTACKS[name](options), SEED
-    features = attack.extract(model, PICTURES, seed)  # type: ignore[arg-type]
+    features = measured(attack, model, PICTURES, seed)
     if attack.needs_base:
         with model.base_only():
-            base = attack.extract(model, PICTURES, seed)  # type: ignore[arg-type]
+            base = measured(attack, model, PICTURES, seed)
         features |= {f"base_{name}": values for name, values in base.items()}
     return attack.score(grouped(features), seed)
+
+
+def measured(attack: Attack, model: AnalyticModel, pictures: Encoded, seed: int) -> Features:
+    """What one attack alone learns of the pictures."""
+    sitting = Sitting(model, pictures, seed)  # type: ignore[arg-type]
+    return answer(sitting, {"it": attack.ask(sitting)})["it"]
 
 
 def grouped(features: Features) -> Groups:
@@ -85,9 +92,9 @@ def test_the_threshold_from_auxiliary_scores_transfers_to_the_test_pictures(name
 @pytest.mark.parametrize("name", ATTACKS)
 def test_features_depend_on_the_picture_and_not_on_its_batch_or_place(name: str) -> None:
     attack = ATTACKS[name]()
-    together = attack.extract(MEMORISED, PICTURES, SEED)  # type: ignore[arg-type]
+    together = measured(attack, MEMORISED, PICTURES, SEED)
     rows = [40, 3, 17]
-    apart = attack.extract(MEMORISED, PICTURES.take(rows), SEED)  # type: ignore[arg-type]
+    apart = measured(attack, MEMORISED, PICTURES.take(rows), SEED)
     for key, values in apart.items():
         assert len(values) == len(rows)
         np.testing.assert_allclose(values, together[key][rows], rtol=1e-6, atol=1e-9)
@@ -96,14 +103,14 @@ def test_features_depend_on_the_picture_and_not_on_its_batch_or_place(name: str)
 @pytest.mark.parametrize("name", ATTACKS)
 def test_another_seed_draws_other_noise(name: str) -> None:
     attack = ATTACKS[name]()
-    first, second = (attack.extract(MEMORISED, PICTURES.take([0]), seed) for seed in (0, 1))  # type: ignore[arg-type]
+    first, second = (measured(attack, MEMORISED, PICTURES.take([0]), seed) for seed in (0, 1))
     assert all(not np.array_equal(first[key], second[key]) for key in first)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_states_what_it_costs(name: str) -> None:
     attack, model = ATTACKS[name](), AnalyticModel()
-    attack.extract(model, PICTURES.take([0, 1, 2]), SEED)  # type: ignore[arg-type]
+    measured(attack, model, PICTURES.take([0, 1, 2]), SEED)
     models = 2 if attack.needs_base else 1
     assert attack.queries == models * sum(model.calls) / 3
     assert attack.name == name and attack.summary and attack.source
@@ -115,7 +122,7 @@ def test_no_score_of_a_test_picture_depends_on_another_test_picture(name: str) -
     attack = ATTACKS[name]()
     if isinstance(attack, NnLossAttack):
         attack = NnLossAttack(NnLossOptions(input="normalised", epochs=2, learning_rate=1e-3))
-    features = attack.extract(MEMORISED, PICTURES, SEED)  # type: ignore[arg-type]
+    features = measured(attack, MEMORISED, PICTURES, SEED)
     if attack.needs_base:
         features |= {f"base_{key}": values + 1 for key, values in features.items()}
     whole = attack.score(grouped(features), SEED)
@@ -133,7 +140,7 @@ def test_a_model_in_training_mode_is_not_measured(name: str, part: str) -> None:
     model = AnalyticModel()
     getattr(model, part).train()
     with pytest.raises(RuntimeError, match="training mode"):
-        ATTACKS[name]().extract(model, PICTURES.take([0]), SEED)  # type: ignore[arg-type]
+        measured(ATTACKS[name](), model, PICTURES.take([0]), SEED)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -151,25 +158,26 @@ def loss_by_hand(t: torch.Tensor, purpose: str, draw: int, picture: int) -> floa
     model = AnalyticModel()
     a = model.alphas_cumprod[t].item()
     x = PICTURES.latents[picture].numpy()
-    eps = keyed_noise([PICTURES.ids[picture]], f"{purpose}.noise", draw, model.latent_shape, SEED)[0].double().numpy()
+    eps = keyed_noise([PICTURES.ids[picture]], purpose, draw, model.latent_shape, SEED)[0].double().numpy()
     prediction = np.sqrt(1 - a) * (np.sqrt(a) * x + np.sqrt(1 - a) * eps)
     return float(np.mean((prediction - eps) ** 2))
 
 
 def test_the_loss_attack_is_minus_the_loss_at_its_timestep() -> None:
     attack = LossAttack(LossOptions(timestep=0.37))
-    scores = attack.statistic(attack.extract(AnalyticModel(), PICTURES, SEED))  # type: ignore[arg-type]
+    scores = attack.statistic(measured(attack, AnalyticModel(), PICTURES, SEED))
     for picture in (0, 63):
         assert scores[picture] == pytest.approx(-loss_by_hand(torch.tensor(37), "loss", 0, picture), rel=1e-5)
 
 
 def test_the_mc_loss_attack_is_minus_the_mean_loss_over_its_draws() -> None:
     attack = McLossAttack(McLossOptions(draws=4))
-    scores = attack.statistic(attack.extract(AnalyticModel(), PICTURES, SEED))  # type: ignore[arg-type]
+    scores = attack.statistic(measured(attack, AnalyticModel(), PICTURES, SEED))
     for picture in (1, 100):
         one = PICTURES.take([picture])
-        times = [stratified_timesteps(one, "losses", k, 4, 100, SEED)[0] for k in range(4)]
-        expected = np.mean([loss_by_hand(t, "losses", k, picture) for k, t in enumerate(times)])
+        first = keyed_uniform(one.ids, "stream.t", 0, SEED)[0].item()
+        times = [int(100 * ((first + place) % 1)) for place in (0, 1 / 2, 1 / 4, 3 / 4)]
+        expected = np.mean([loss_by_hand(torch.tensor(t), "stream.noise", k, picture) for k, t in enumerate(times)])
         assert scores[picture] == pytest.approx(-expected, rel=1e-5)
 
 
@@ -177,7 +185,7 @@ def test_the_mean_loss_of_fresh_gaussian_pictures_is_the_optimums_expectation() 
     """E |sqrt(1-a) z_t - eps|^2 = a per element; over a uniform t it is the mean of a."""
     attack = McLossAttack(McLossOptions(draws=16))
     model, fresh = AnalyticModel(), encoded(200, seed=9)
-    losses = attack.extract(model, fresh, SEED)["losses"]  # type: ignore[arg-type]
+    losses = measured(attack, model, fresh, SEED)["losses"]
     assert losses.mean() == pytest.approx(model.alphas_cumprod.mean().item(), abs=0.005)
 
 
@@ -192,8 +200,8 @@ def test_the_calibrated_loss_compares_with_the_base_model_draw_by_draw(
     form: str, score: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 ) -> None:
     attack = CalibratedLossAttack(CalibratedLossOptions(form=form))  # type: ignore[arg-type]
-    lora = attack.extract(MEMORISED, PICTURES, SEED)  # type: ignore[arg-type]
-    base = attack.extract(AnalyticModel(), PICTURES, SEED)  # type: ignore[arg-type]
+    lora = measured(attack, MEMORISED, PICTURES, SEED)
+    base = measured(attack, AnalyticModel(), PICTURES, SEED)
     found = attack.statistic({"losses": lora["losses"], "base_losses": base["losses"]})
     np.testing.assert_allclose(found, score(base["losses"], lora["losses"]), rtol=1e-9)
     assert found[:PER_GROUP].mean() > 0 > found[-PER_GROUP:].mean()
@@ -220,19 +228,38 @@ def test_calibration_removes_what_makes_a_picture_easy_for_any_model() -> None:
 # --- draws
 
 
-def test_stratified_timesteps_take_one_from_each_part_and_are_uniform_together() -> None:
-    many = encoded(500)
-    times = torch.stack([stratified_timesteps(many, "x", k, 8, 1000, 0) for k in range(8)], 1)
-    assert (times >= torch.arange(8) * 125).all() and (times < torch.arange(1, 9) * 125).all()
-    counts = torch.bincount(times.flatten() // 25, minlength=40)
-    assert counts.sum() == 4000 and counts.min() > 60 and counts.max() < 145
+def test_the_sequence_of_places_fills_the_schedule_evenly_at_every_power_of_two() -> None:
+    assert [van_der_corput(k) for k in range(8)] == [0, 1 / 2, 1 / 4, 3 / 4, 1 / 8, 5 / 8, 3 / 8, 7 / 8]
+
+
+def test_draws_take_one_from_each_part_of_the_schedule_and_each_is_uniform() -> None:
+    model = AnalyticModel()
+    sitting = Sitting(model, encoded(2000), 0)  # type: ignore[arg-type]
+    times = torch.stack([sitting.draw(k).t for k in range(8)], 1)
+    gaps = times.sort(dim=1).values.diff(dim=1)
+    assert gaps.min() >= 12 and gaps.max() <= 13  # 100 timesteps, 8 draws, rounded down
+    for k in range(8):
+        counts = torch.bincount(times[:, k] // 10, minlength=10)
+        assert counts.min() > 150 and counts.max() < 250
+
+
+def test_what_several_attacks_want_to_know_is_asked_once() -> None:
+    model = AnalyticModel()
+    sitting = Sitting(model, PICTURES.take([0, 1]), SEED)  # type: ignore[arg-type]
+    asks = {name: ATTACKS[name]() for name in ("mc-loss", "calibrated-loss", "nn-loss")}
+    together = answer(sitting, {name: attack.ask(sitting) for name, attack in asks.items()})
+    assert len(model.calls) == 16  # 16 + 16 + 8 alone
+    for name, attack in asks.items():
+        alone = measured(attack, AnalyticModel(), PICTURES.take([0, 1]), SEED)
+        for key, values in alone.items():
+            np.testing.assert_array_equal(together[name][key], values)
 
 
 def test_attacks_with_the_same_measurement_measure_the_same() -> None:
     mc, calibrated = McLossAttack(McLossOptions(draws=3)), CalibratedLossAttack(CalibratedLossOptions(draws=3))
     assert mc.measurement == calibrated.measurement
     model = AnalyticModel()
-    first, second = (a.extract(model, PICTURES.take([2, 5]), SEED)["losses"] for a in (mc, calibrated))  # type: ignore[arg-type]
+    first, second = (measured(a, model, PICTURES.take([2, 5]), SEED)["losses"] for a in (mc, calibrated))
     np.testing.assert_array_equal(first, second)
 
 

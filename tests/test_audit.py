@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from analytic_model import AnalyticModel
 from lorica.audit import ATTACKS, AuditConfig, MembershipScores, run, runner
 from lorica.audit.attacks import Attack
+from lorica.audit.attacks.mc_loss import McLossOptions
 from lorica.audit.controls import blind_scores, control
 from lorica.audit.extract import row_key
 from lorica.audit.gate import Gate
@@ -199,8 +200,8 @@ def test_an_audit_asks_each_question_once_although_two_attacks_need_the_answer(
     memorised: Models, config: AuditConfig
 ) -> None:
     run(config)
-    losses, loss, maps = 16, 1, 8
-    assert calls(memorised) == 2 * (losses + loss + maps) * 2 * COUNT  # LoRA and base, all pictures
+    stream, loss = 16, 1  # mc-loss, calibrated-loss and nn-loss look at one stream of draws
+    assert calls(memorised) == 2 * (stream + loss) * 2 * COUNT  # LoRA and base, all pictures
 
 
 def test_an_interrupted_audit_goes_on_where_it_stopped(memorised: Models, config: AuditConfig, tmp_path: Path) -> None:
@@ -208,10 +209,10 @@ def test_an_interrupted_audit_goes_on_where_it_stopped(memorised: Models, config
     total = calls(memorised)
 
     class Interrupted(AnalyticModel):
-        def error_map(self, *args: Any) -> torch.Tensor:
+        def predict(self, *args: Any) -> torch.Tensor:
             if len(self.calls) == 100:
                 raise KeyboardInterrupt
-            return super().error_map(*args)
+            return super().predict(*args)
 
     def load(base: str, *, device: str | None = None, config: str | None = None) -> AnalyticModel:
         load.given = Interrupted(memorised.members)  # type: ignore[attr-defined]
@@ -223,7 +224,7 @@ def test_an_interrupted_audit_goes_on_where_it_stopped(memorised: Models, config
             run(config)
     lost = sum(load.given.calls)  # type: ignore[attr-defined]
     resumed = run(config)
-    batch = config.batch_size * 16  # at most one batch of the attack that was running is asked again
+    batch = config.batch_size * 17  # at most the batch that was being asked about is asked about again
     assert total - lost <= calls(memorised) <= total - lost + batch
     assert resumed["attacks"] == whole["attacks"]
 
@@ -322,15 +323,20 @@ def test_every_registered_attack_runs_end_to_end_on_a_stable_diffusion(
 
 def by_hand(model: LatentDiffusion, lora: Path, picture: Picture) -> float:
     """The log-ratio of one picture: base model first, LoRA second, nothing shared but the noise."""
-    from lorica.audit.queries import stratified_losses
+    from lorica.audit.queries import Sitting, answer
     from lorica.diffusion import Encoded, encode
 
+    def losses(encoded: Encoded) -> Any:
+        sitting = Sitting(model, encoded, 0)
+        ask = ATTACKS["mc-loss"](McLossOptions(draws=2)).ask(sitting)
+        return answer(sitting, {"it": ask})["it"]["losses"]
+
     encoded = encode(model, [picture])
-    base = stratified_losses(model, encoded, 2, 0)
+    base = losses(encoded)
     model.load_lora(lora)
     with torch.inference_mode():
         captions = model.encode_captions([picture.caption])
-    adapted = stratified_losses(model, Encoded(encoded.latents, captions, encoded.ids), 2, 0)
+    adapted = losses(Encoded(encoded.latents, captions, encoded.ids))
     return float(np.log(base / adapted).mean())
 
 
@@ -379,9 +385,9 @@ def test_a_base_model_that_knows_the_members_makes_the_verdict_untrusted(
     class Tainted(AnalyticModel):
         """Switching its LoRA off changes nothing."""
 
-        def predict(self, noisy: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+        def expected_noise(self, noisy: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
             self.adapted = True
-            return super().predict(noisy, a)
+            return super().expected_noise(noisy, a)
 
     monkeypatch.setattr(LatentDiffusion, "load", lambda base, device=None, config=None: Tainted(memorised.members))
     audit = run(changed(config, attacks=["mc-loss"]))

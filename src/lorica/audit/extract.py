@@ -8,7 +8,7 @@ again; a picture with another caption is another picture.
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 
 from lorica.artefacts import write_json, write_with
 from lorica.audit.attacks.base import Attack, Features
+from lorica.audit.queries import Sitting, answer
 from lorica.data import Picture
 from lorica.progress import bar
 
@@ -51,11 +52,15 @@ class Subject:
     entered: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
-def extract(attack: Attack, subject: Subject, *, folder: Path, seed: int, batch_size: int) -> Features:
-    """Features of every picture, in the subject's order, from disk where they are there already.
+def extract(
+    attacks: Mapping[str, Attack], subject: Subject, *, folder: Path, seed: int, batch_size: int
+) -> dict[str, Features]:
+    """Features of every picture for every attack, in the subject's order, from disk where they are there already.
+
+    All attacks question a batch together, so that what several of them want to know is asked once.
 
     Args:
-        attack: what to measure; attacks with the same `measurement` share it.
+        attacks: what to measure; attacks with the same `measurement` share it.
         subject: model and pictures.
         folder: holds the features of any number of models and measurements.
         seed: of the noise.
@@ -64,38 +69,60 @@ def extract(attack: Attack, subject: Subject, *, folder: Path, seed: int, batch_
     Raises:
         LoricaError: the folder cannot be written or the disk is full; what was measured before stays.
     """
-    identity = {
-        "base": subject.model.fingerprint,
-        "state": subject.state,
-        "measurement": attack.measurement,
-        "seed": seed,
-    }
-    store = folder / f"{attack.measurement['kind']}-{_digest(json.dumps(identity, sort_keys=True))[:16]}"
-    rows = _stored(store)
+    stores = {name: _Store.of(attack, subject, folder, seed) for name, attack in attacks.items()}
+    different = {store.path: name for name, store in stores.items()}  # one attack for each measurement
     # In the order of a hash, so that no batch is all members: nothing about a batch may coincide with membership.
-    missing = sorted({key: i for i, key in enumerate(subject.keys) if key not in rows}.items())
-    if missing:
-        write_json(store / "identity.json", identity)
-        label = f"{attack.measurement['kind']} of the {'base model' if subject.state == BASE else 'LoRA'}"
+    place = {key: i for i, key in enumerate(subject.keys)}
+    wanting: dict[tuple[str, ...], list[str]] = {}  # pictures by the attacks that have not seen them
+    for key in sorted(place):
+        wanting.setdefault(tuple(n for n in different.values() if key not in stores[n].rows), []).append(key)
+    wanting.pop((), None)
+    if wanting:
+        label = f"questions to the {'base model' if subject.state == BASE else 'LoRA'}"
         with subject.entered(), bar() as progress:
-            task = progress.add_task(label, total=len(missing))
-            for start in range(0, len(missing), batch_size):
-                chunk = missing[start : start + batch_size]
-                keys = [key for key, _ in chunk]
-                features = attack.extract(subject.model, subject.encoded.take([i for _, i in chunk]), seed)
-                _store(store, keys, features)
-                rows |= _by_row(keys, features)
-                progress.update(task, advance=len(chunk))
-    first = rows[subject.keys[0]]
-    return {name: np.stack([rows[key][name] for key in subject.keys]) for name in first}
+            task = progress.add_task(label, total=sum(map(len, wanting.values())))
+            for names, keys in wanting.items():
+                for start in range(0, len(keys), batch_size):
+                    chunk = keys[start : start + batch_size]
+                    sitting = Sitting(subject.model, subject.encoded.take([place[key] for key in chunk]), seed)
+                    for name, features in answer(sitting, {n: attacks[n].ask(sitting) for n in names}).items():
+                        stores[name].add(chunk, features)
+                    progress.update(task, advance=len(chunk))
+    for store in stores.values():
+        store.rows = stores[different[store.path]].rows
+    return {name: store.features(subject.keys) for name, store in stores.items()}
 
 
-def _store(store: Path, keys: Sequence[str], features: Features) -> None:
-    def save(path: Path) -> None:
-        with path.open("wb") as file:  # given a path, numpy would append .npz to it
-            np.savez(file, allow_pickle=False, keys=np.array(keys), **features)
+@dataclass
+class _Store:
+    """The features of one measurement of one model, on disk in small files and in memory by picture."""
 
-    write_with(store / f"{_digest(*keys)[:16]}.npz", save)
+    path: Path
+    identity: dict[str, Any]
+    rows: dict[str, Features]
+
+    @classmethod
+    def of(cls, attack: Attack, subject: Subject, folder: Path, seed: int) -> "_Store":
+        identity = {
+            "base": subject.model.fingerprint,
+            "state": subject.state,
+            "measurement": attack.measurement,
+            "seed": seed,
+        }
+        path = folder / f"{attack.measurement['kind']}-{_digest(json.dumps(identity, sort_keys=True))[:16]}"
+        return cls(path, identity, _stored(path))
+
+    def add(self, keys: Sequence[str], features: Features) -> None:
+        def save(path: Path) -> None:
+            with path.open("wb") as file:  # given a path, numpy would append .npz to it
+                np.savez(file, allow_pickle=False, keys=np.array(keys), **features)
+
+        write_json(self.path / "identity.json", self.identity)
+        write_with(self.path / f"{_digest(*keys)[:16]}.npz", save)
+        self.rows |= _by_row(keys, features)
+
+    def features(self, keys: Sequence[str]) -> Features:
+        return {name: np.stack([self.rows[key][name] for key in keys]) for name in self.rows[keys[0]]}
 
 
 def _stored(store: Path) -> dict[str, Features]:

@@ -1,64 +1,152 @@
-"""What attacks ask of a model, one (t, eps) per picture at a time, with every draw keyed by the picture.
+"""What attacks ask of a model: predictions for batches of pictures, each asked once however many attacks want it.
+
+An attack asks in rounds. `Attack.ask` is a generator: it yields the queries of a round, is sent the answers, and
+returns its features in the end. `answer` plays all attacks' rounds against one model. Queries of one name are one
+query, so that attacks that look at the same place of the noise schedule share the UNet call.
 
 The noise of a picture depends on its content, on what it is drawn for, and on the seed; never on the group, the batch
 or the model. Members and non-members, base and LoRA are so measured with one and the same ruler.
 """
 
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from lorica.audit.attacks.base import Features
 from lorica.diffusion.noise import keyed_noise, keyed_uniform
 
 if TYPE_CHECKING:
     from lorica.diffusion import Encoded, LatentDiffusion
 
 
-def stratified_timesteps(encoded: "Encoded", purpose: str, draw: int, draws: int, timesteps: int, seed: int) -> Tensor:
-    """t (N,) int64, uniform in the `draw`-th of `draws` equal parts of [0, timesteps).
+@dataclass(frozen=True, eq=False)
+class Query:
+    """One UNet call on a batch of pictures, always conditional: there is no guidance.
 
-    Over all draws together t is uniform, as in training, but every picture gets its share of each part of the
-    schedule; the losses differ by orders of magnitude between the parts, so that this removes most of the variance.
+    Attributes:
+        name: equal names mean equal inputs, and the call is made once.
+        noisy: z_t (N, C, h, w), as the UNet sees it.
+        t: (N,) int64.
+        clean: z_0 (N, C, h, w), where the prediction has a target.
+        noise: eps (N, C, h, w) likewise.
+        caption: the picture's own, or none (the empty caption).
     """
-    place = (draw + keyed_uniform(encoded.ids, f"{purpose}.t", draw, seed)) / draws
-    return (place * timesteps).long().clamp_max(timesteps - 1)
+
+    name: str
+    noisy: Tensor
+    t: Tensor
+    clean: Tensor | None = None
+    noise: Tensor | None = None
+    own_caption: bool = True
 
 
-@torch.inference_mode()
-def error_maps(model: "LatentDiffusion", encoded: "Encoded", t: Tensor, purpose: str, draw: int, seed: int) -> Tensor:
-    """Squared-error maps (N, C, h, w), float32 on the CPU, at timesteps t (N,) with the pictures' own noise.
+Ask = Generator[Sequence[Query], list[Tensor], Features]
+"""Yields the queries of a round, receives the UNet's raw outputs (N, C, h, w) for them, returns features."""
 
-    One conditional UNet call, so there is no guidance.
+
+class Sitting:
+    """A batch of pictures before one model: makes the queries that attacks ask, and reads the answers.
+
+    Args:
+        model: in eval mode.
+        encoded: the batch.
+        seed: of every draw.
+
+    Attributes:
+        latents: z_0 (N, C, h, w) float32 on the model's device.
 
     Raises:
         RuntimeError: a part of the model is in training mode, where dropout would make scores random.
     """
-    require_eval(model)
-    noise = keyed_noise(encoded.ids, f"{purpose}.noise", draw, tuple(encoded.latents.shape[1:]), seed)
-    latents, context = encoded.latents.to(model.device), encoded.contexts.to(model.device)
-    return model.error_map(latents, t.to(model.device), noise.to(model.device), context).float().cpu()
+
+    def __init__(self, model: "LatentDiffusion", encoded: "Encoded", seed: int) -> None:
+        for part in (model.unet, model.text_encoder):
+            if any(module.training for module in part.modules()):
+                raise RuntimeError(f"{type(part).__name__} is in training mode: an audit needs eval mode")
+        self.model, self.encoded, self.seed = model, encoded, seed
+        self.latents = encoded.latents.to(model.device)
+
+    # ----- questions --------------------------------------------------------------------------------------------
+    def draw(self, k: int, *, own_caption: bool = True) -> Query:
+        """The k-th of an endless stream of (t, eps) for each picture; attacks that want n take the first n.
+
+        t is uniform over the schedule, as in training, and the first 2^m draws of a picture fall one into each 2^m-th
+        of it (van der Corput's sequence, shifted by a number of the picture's own): losses differ by orders of
+        magnitude along the schedule, so that this removes most of the variance of their mean.
+        """
+        place = (keyed_uniform(self.encoded.ids, "stream.t", 0, self.seed) + van_der_corput(k)) % 1
+        t = (place * self.model.train_timesteps).long().clamp_max(self.model.train_timesteps - 1)
+        return self._noised(f"stream {k}", t, ("stream.noise", k), own_caption)
+
+    def at(self, place: float, purpose: str, k: int = 0, *, own_caption: bool = True) -> Query:
+        """A query at one `place` in [0, 1) of the noise schedule, with the k-th noise for `purpose`."""
+        t = torch.full((len(self.encoded),), int(place * self.model.train_timesteps))
+        return self._noised(f"{purpose} {k} at {place:g}", t, (purpose, k), own_caption)
+
+    def given(self, name: str, noisy: Tensor, t: int) -> Query:
+        """A query with latents of the attack's own making, at one timestep; `name` must say how they were made."""
+        return Query(f"{name} t={t}", noisy, torch.full((len(noisy),), t, device=noisy.device))
+
+    def _noised(self, name: str, t: Tensor, noise_key: tuple[str, int], own_caption: bool) -> Query:
+        eps = keyed_noise(self.encoded.ids, *noise_key, tuple(self.latents.shape[1:]), self.seed)
+        t, eps = t.to(self.model.device), eps.to(self.model.device)
+        noisy = self.model.add_noise(self.latents, t, eps)
+        return Query(name if own_caption else f"{name}, no caption", noisy, t, self.latents, eps, own_caption)
+
+    # ----- answers ----------------------------------------------------------------------------------------------
+    def predict(self, query: Query) -> Tensor:
+        """The UNet's raw output."""
+        context = self.encoded.contexts.to(self.model.device) if query.own_caption else self._no_caption
+        return self.model.predict(query.noisy, query.t, context)
+
+    def error_map(self, query: Query, answer: Tensor) -> Tensor:
+        """Squared error (N, C, h, w), float32 on the CPU, against the target of training."""
+        assert query.clean is not None and query.noise is not None
+        return (answer - self.model.target(query.clean, query.t, query.noise)).square().float().cpu()
+
+    def losses(self, queries: Sequence[Query], answers: Sequence[Tensor]) -> Tensor:
+        """Adaptation losses (N, queries) float64: means of error maps (arXiv 2402.11989, eq. 1, per element)."""
+        maps = (self.error_map(query, answer) for query, answer in zip(queries, answers, strict=True))
+        return torch.stack([one.double().flatten(1).mean(1) for one in maps], dim=1)
+
+    def noise(self, query: Query, answer: Tensor) -> Tensor:
+        """The answer as a prediction of eps, whatever the model predicts."""
+        return self.model.predicted_noise(answer, query.noisy, query.t)
+
+    @cached_property
+    def _no_caption(self) -> Tensor:
+        return self.model.encode_captions([""]).float().expand(len(self.encoded), -1, -1)
 
 
-def adaptation_losses(
-    model: "LatentDiffusion", encoded: "Encoded", t: Tensor, purpose: str, draw: int, seed: int
-) -> Tensor:
-    """The mean (N,) float64 of each picture's error map: its adaptation loss (arXiv 2402.11989, eq. 1) per element."""
-    return error_maps(model, encoded, t, purpose, draw, seed).double().flatten(1).mean(1)
+@torch.inference_mode()
+def answer(sitting: Sitting, asks: Mapping[str, Ask]) -> dict[str, Features]:
+    """Play every attack's rounds to the end; a query that several of them ask, in whatever round, costs one call."""
+    known: dict[str, Tensor] = {}
+    finished: dict[str, Features] = {}
+
+    def go_on(name: str, answers: list[Tensor] | None) -> None:
+        try:
+            waiting[name] = asks[name].send(answers)  # type: ignore[arg-type]
+        except StopIteration as stop:
+            finished[name] = stop.value
+
+    waiting: dict[str, Sequence[Query]] = {}
+    for name in asks:
+        go_on(name, None)
+    while waiting:
+        round_, waiting = waiting, {}
+        for query in {query.name: query for queries in round_.values() for query in queries}.values():
+            if query.name not in known:
+                known[query.name] = sitting.predict(query)
+        for name, queries in round_.items():
+            go_on(name, [known[query.name] for query in queries])
+    return finished
 
 
-def stratified_losses(model: "LatentDiffusion", encoded: "Encoded", draws: int, seed: int) -> NDArray[np.float64]:
-    """Adaptation losses (N, draws), each at a `stratified_timesteps` of its own."""
-    columns = []
-    for draw in range(draws):
-        t = stratified_timesteps(encoded, "losses", draw, draws, model.train_timesteps, seed)
-        columns.append(adaptation_losses(model, encoded, t, "losses", draw, seed).numpy())
-    return np.stack(columns, axis=1)
-
-
-def require_eval(model: "LatentDiffusion") -> None:
-    for part in (model.unet, model.text_encoder):
-        if any(module.training for module in part.modules()):
-            raise RuntimeError(f"{type(part).__name__} is in training mode: an audit needs eval mode")
+def van_der_corput(k: int) -> float:
+    """The binary digits of k mirrored at the point: 0, 1/2, 1/4, 3/4, 1/8, ... in [0, 1)."""
+    return sum(1 / 2 ** (place + 1) for place, digit in enumerate(reversed(f"{k:b}")) if digit == "1")

@@ -153,9 +153,11 @@ def _extract(
     """Features by (subject, attack). The base model is asked for the negative control, or for comparison."""
     folder = (config.cache or config.output) / "features"
     features = {
-        (who, name): extract(attack, subject, folder=folder, seed=config.seed, batch_size=config.batch_size)
-        for name, attack in attacks.items()
+        (who, name): found
         for who, subject in subjects.items()
+        for name, found in extract(
+            attacks, subject, folder=folder, seed=config.seed, batch_size=config.batch_size
+        ).items()
     }
     for name, attack in attacks.items():
         if attack.needs_base:

@@ -233,6 +233,16 @@ class LatentDiffusion:
             return noise
         return self._signal[t].view(-1, 1, 1, 1) * noise - self._noise[t].view(-1, 1, 1, 1) * latents
 
+    def predict(self, noisy: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """The UNet's raw output (B, C, h, w) float32, of the kind that `prediction_type` says, for z_t at t."""
+        return self.unet(noisy.to(self.dtype), t, context.to(self.dtype)).sample.float()
+
+    def predicted_noise(self, prediction: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+        """`predict`'s output as eps: itself, or sqrt(abar_t) v + sqrt(1 - abar_t) z_t (arXiv 2202.00512, app. D)."""
+        if self.prediction_type == "epsilon":
+            return prediction
+        return self._signal[t].view(-1, 1, 1, 1) * prediction + self._noise[t].view(-1, 1, 1, 1) * noisy
+
     def error_map(self, latents: Tensor, t: Tensor, noise: Tensor, context: Tensor) -> Tensor:
         """Per-sample squared error between the UNet's prediction and its target.
 
@@ -245,8 +255,8 @@ class LatentDiffusion:
         Returns:
             (B, C, h, w) float32, >= 0; its mean over (C, h, w) is the adaptation loss l_ada of eq. (1), per element.
         """
-        prediction = self.unet(self.add_noise(latents, t, noise).to(self.dtype), t, context.to(self.dtype)).sample
-        return (prediction.float() - self.target(latents, t, noise).float()).square()
+        prediction = self.predict(self.add_noise(latents, t, noise), t, context)
+        return (prediction - self.target(latents, t, noise).float()).square()
 
     # ----- pictures ---------------------------------------------------------------------------------------------
     @torch.inference_mode()

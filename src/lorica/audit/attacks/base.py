@@ -11,7 +11,7 @@ from lorica.config import Config
 from lorica.registry import Registry
 
 if TYPE_CHECKING:
-    from lorica.diffusion import Encoded, LatentDiffusion
+    from lorica.audit.queries import Ask, Sitting
 
 Features = dict[str, NDArray[np.floating[Any]]]
 """Arrays by name, the first dimension counting pictures."""
@@ -56,15 +56,19 @@ class Attack(ABC, Generic[ConfigT]):
     @property
     @abstractmethod
     def measurement(self) -> dict[str, Any]:
-        """What `extract` measures: its "kind", and every option on which its result depends.
+        """What `ask` measures: its "kind", and every option on which its result depends.
 
         Attacks with equal measurements share their features; options that matter only in `score` are left out, so
         that changing them asks the model nothing again.
         """
 
     @abstractmethod
-    def extract(self, model: "LatentDiffusion", encoded: "Encoded", seed: int) -> Features:
-        """Ask the model about a batch of pictures. A picture's row depends on nothing but itself, model and seed."""
+    def ask(self, sitting: "Sitting") -> "Ask":
+        """Ask the model about a batch of pictures, in rounds of queries (`lorica.audit.queries`).
+
+        A picture's row of the returned features depends on nothing but itself, model and seed. An attack that needs
+        more than predictions (gradients, drawn pictures) takes it from `sitting.model` and yields no query.
+        """
 
     @abstractmethod
     def score(self, groups: Groups, seed: int) -> dict[str, NDArray[np.float64]]:

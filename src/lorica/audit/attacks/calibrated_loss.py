@@ -7,11 +7,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from lorica.audit.attacks.base import Features, StatisticAttack, register
-from lorica.audit.queries import stratified_losses
 from lorica.config import Config
 
 if TYPE_CHECKING:
-    from lorica.diffusion import Encoded, LatentDiffusion
+    from lorica.audit.queries import Ask, Sitting
 
 
 class CalibratedLossOptions(Config):
@@ -50,9 +49,10 @@ class CalibratedLossAttack(StatisticAttack[CalibratedLossOptions]):
     def measurement(self) -> dict[str, Any]:
         return {"kind": "losses", "draws": self.options.draws}  # the same as mc-loss
 
-    def extract(self, model: "LatentDiffusion", encoded: "Encoded", seed: int) -> Features:
+    def ask(self, sitting: "Sitting") -> "Ask":
         """{"losses": (N, K)}."""
-        return {"losses": stratified_losses(model, encoded, self.options.draws, seed)}
+        queries = [sitting.draw(k) for k in range(self.options.draws)]
+        return {"losses": sitting.losses(queries, (yield queries)).numpy()}
 
     def statistic(self, features: Features) -> NDArray[np.float64]:
         lora, base = (features[name].astype(np.float64) for name in ("losses", "base_losses"))

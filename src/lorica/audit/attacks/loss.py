@@ -3,16 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
 from lorica.audit.attacks.base import Features, StatisticAttack, register
-from lorica.audit.queries import adaptation_losses
 from lorica.config import Config
 
 if TYPE_CHECKING:
-    from lorica.diffusion import Encoded, LatentDiffusion
+    from lorica.audit.queries import Ask, Sitting
 
 
 class LossOptions(Config):
@@ -47,10 +45,10 @@ class LossAttack(StatisticAttack[LossOptions]):
     def measurement(self) -> dict[str, Any]:
         return {"kind": "loss", "timestep": self.options.timestep}
 
-    def extract(self, model: "LatentDiffusion", encoded: "Encoded", seed: int) -> Features:
+    def ask(self, sitting: "Sitting") -> "Ask":
         """{"loss": (N,)}."""
-        t = torch.full((len(encoded),), int(self.options.timestep * model.train_timesteps))
-        return {"loss": adaptation_losses(model, encoded, t, "loss", 0, seed).numpy()}
+        query = sitting.at(self.options.timestep, "loss")
+        return {"loss": sitting.losses([query], (yield [query]))[:, 0].numpy()}
 
     def statistic(self, features: Features) -> NDArray[np.float64]:
         return -features["loss"].astype(np.float64)

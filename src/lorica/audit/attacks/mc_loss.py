@@ -7,11 +7,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from lorica.audit.attacks.base import Features, StatisticAttack, register
-from lorica.audit.queries import stratified_losses
 from lorica.config import Config
 
 if TYPE_CHECKING:
-    from lorica.diffusion import Encoded, LatentDiffusion
+    from lorica.audit.queries import Ask, Sitting
 
 
 class McLossOptions(Config):
@@ -39,9 +38,10 @@ class McLossAttack(StatisticAttack[McLossOptions]):
     def measurement(self) -> dict[str, Any]:
         return {"kind": "losses", "draws": self.options.draws}
 
-    def extract(self, model: "LatentDiffusion", encoded: "Encoded", seed: int) -> Features:
+    def ask(self, sitting: "Sitting") -> "Ask":
         """{"losses": (N, K)}."""
-        return {"losses": stratified_losses(model, encoded, self.options.draws, seed)}
+        queries = [sitting.draw(k) for k in range(self.options.draws)]
+        return {"losses": sitting.losses(queries, (yield queries)).numpy()}
 
     def statistic(self, features: Features) -> NDArray[np.float64]:
         return -features["losses"].astype(np.float64).mean(axis=1)

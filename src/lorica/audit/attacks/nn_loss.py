@@ -8,12 +8,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from lorica.audit.attacks.base import Attack, Features, Groups, register
-from lorica.audit.queries import error_maps, stratified_timesteps
+from lorica.audit.attacks.base import Attack, Groups, register
 from lorica.config import Config
 
 if TYPE_CHECKING:
-    from lorica.diffusion import Encoded, LatentDiffusion
+    from lorica.audit.queries import Ask, Sitting
 
 
 FOLDS = 3
@@ -57,14 +56,13 @@ class NnLossAttack(Attack[NnLossOptions]):
     def measurement(self) -> dict[str, Any]:
         return {"kind": "error-maps", "draws": self.options.draws}
 
-    def extract(self, model: "LatentDiffusion", encoded: "Encoded", seed: int) -> Features:
-        """{"maps": (N, draws, C*h*w) float32, "t": (N, draws)}."""
-        draws, maps, times = self.options.draws, [], []
-        for draw in range(draws):
-            t = stratified_timesteps(encoded, "error-maps", draw, draws, model.train_timesteps, seed)
-            maps.append(error_maps(model, encoded, t, "error-maps", draw, seed).flatten(1).numpy())
-            times.append(t.numpy().astype(np.float32))
-        return {"maps": np.stack(maps, axis=1), "t": np.stack(times, axis=1)}
+    def ask(self, sitting: "Sitting") -> "Ask":
+        """{"maps": (N, draws, C*h*w) float32}, each picture's in the order of t: one in each part of the schedule."""
+        queries = [sitting.draw(k) for k in range(self.options.draws)]
+        answers = yield queries
+        maps = [sitting.error_map(q, a).flatten(1) for q, a in zip(queries, answers, strict=True)]
+        order = torch.stack([query.t for query in queries], dim=1).argsort(dim=1).cpu()
+        return {"maps": torch.stack(maps, dim=1)[torch.arange(len(order))[:, None], order].numpy()}
 
     def score(self, groups: Groups, seed: int) -> dict[str, NDArray[np.float64]]:
         maps = {group: features["maps"] for group, features in groups.items()}
