@@ -9,12 +9,28 @@ import torch
 from numpy.typing import NDArray
 
 from analytic_model import AnalyticModel, gaussian_latents
-from lorica.audit.attacks import ATTACKS, CalibratedLossAttack, LossAttack, McLossAttack, NnLossAttack
+from lorica.audit.attacks import (
+    ATTACKS,
+    CalibratedLossAttack,
+    ClidAttack,
+    ClidVecAttack,
+    LossAttack,
+    McLossAttack,
+    NnLossAttack,
+    PfamiAttack,
+    SecmiAttack,
+    SimaAttack,
+)
 from lorica.audit.attacks.base import Attack, Features, Groups
 from lorica.audit.attacks.calibrated_loss import CalibratedLossOptions
+from lorica.audit.attacks.clid import ClidOptions
 from lorica.audit.attacks.loss import LossOptions
 from lorica.audit.attacks.mc_loss import McLossOptions
 from lorica.audit.attacks.nn_loss import NnLossOptions
+from lorica.audit.attacks.pfami import PfamiOptions
+from lorica.audit.attacks.pia import PianOptions, PiaOptions
+from lorica.audit.attacks.secmi import SecmiOptions
+from lorica.audit.attacks.sima import SimaOptions
 from lorica.audit.queries import Sitting, answer, van_der_corput
 from lorica.audit.score import MembershipScores
 from lorica.config import Config
@@ -49,7 +65,7 @@ def attacked(name: str, model: AnalyticModel, options: Config | None = None) -> 
 
 def measured(attack: Attack, model: AnalyticModel, pictures: Encoded, seed: int) -> Features:
     """What one attack alone learns of the pictures."""
-    sitting = Sitting(model, pictures, seed)  # type: ignore[arg-type]
+    sitting = Sitting(model, pictures, seed, lambda: model.decode(pictures.latents))  # type: ignore[arg-type]
     return answer(sitting, {"it": attack.ask(sitting)})["it"]
 
 
@@ -100,11 +116,14 @@ def test_features_depend_on_the_picture_and_not_on_its_batch_or_place(name: str)
         np.testing.assert_allclose(values, together[key][rows], rtol=1e-6, atol=1e-9)
 
 
+WITHOUT_NOISE = {"pia", "pian", "secmi", "sima"}  # they ask about the picture itself
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 def test_another_seed_draws_other_noise(name: str) -> None:
     attack = ATTACKS[name]()
     first, second = (measured(attack, MEMORISED, PICTURES.take([0]), seed) for seed in (0, 1))
-    assert all(not np.array_equal(first[key], second[key]) for key in first)
+    assert all(np.array_equal(first[key], second[key]) == (name in WITHOUT_NOISE) for key in first)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -210,6 +229,106 @@ def test_the_calibrated_loss_compares_with_the_base_model_draw_by_draw(
 def test_the_calibrated_loss_survives_a_loss_of_exactly_zero() -> None:
     features = {"losses": np.zeros((2, 3)), "base_losses": np.ones((2, 3))}
     assert np.isfinite(CalibratedLossAttack().statistic(features)).all()
+
+
+def test_sima_is_minus_the_norm_of_the_prediction_at_the_timestep_that_is_best_on_auxiliary_pictures() -> None:
+    """The optimum for Gaussian data predicts sqrt(1 - a) z."""
+    attack = SimaAttack(SimaOptions(timesteps=[0.1, 0.6], norm=3))
+    norms = measured(attack, AnalyticModel(), PICTURES, SEED)["norm"]
+    x = PICTURES.latents[7].numpy()
+    for column, t in enumerate((10, 60)):
+        size = np.mean(np.abs(np.sqrt(1 - AnalyticModel().alphas_cumprod[t].item()) * x) ** 3) ** (1 / 3)
+        assert norms[7, column] == pytest.approx(size, rel=1e-6)
+    rng = np.random.default_rng(0)
+    groups = {g: {"norm": rng.normal(0, 1, (30, 2)) - [0, 3 * ("_members" in g)]} for g in GROUPS}
+    groups["test_members"]["norm"][:, 0] -= 100  # what would be best on the test pictures is not looked at
+    chosen = attack.score(groups, SEED)
+    np.testing.assert_array_equal(chosen["test_members"], -groups["test_members"]["norm"][:, 1])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "size"),
+    [
+        ("pia", PiaOptions(timestep=0.3, norm=4), None),
+        ("pian", PianOptions(timestep=0.3, norm=4), np.sqrt(np.pi / 2)),
+        ("pian", PianOptions(timestep=0.3, norm=4, scale="gaussian"), np.sqrt(2 / np.pi)),
+    ],
+)
+def test_pia_is_the_distance_between_the_first_prediction_and_the_one_made_of_it(
+    name: str, options: PiaOptions, size: float | None
+) -> None:
+    distance = measured(ATTACKS[name](options), AnalyticModel(), PICTURES, SEED)["distance"]
+    start, a = (AnalyticModel().alphas_cumprod[t].item() for t in (0, 30))
+    x = PICTURES.latents[11].numpy()
+    first = np.sqrt(1 - start) * x
+    if size is not None:
+        first = first * size / np.abs(first).mean()
+    again = np.sqrt(1 - a) * (np.sqrt(a) * x + np.sqrt(1 - a) * first)
+    assert distance[11] == pytest.approx(np.mean((again - first) ** 4) ** 0.25, rel=1e-5)
+
+
+def test_secmi_is_the_error_of_a_step_forward_and_back_at_the_end_of_the_deterministic_path() -> None:
+    """For Gaussian data every step multiplies z by a number."""
+    attack = SecmiAttack(SecmiOptions(timestep=0.2, steps=4))
+    alphas = AnalyticModel().alphas_cumprod.numpy()
+
+    def factor(t: int, to: int) -> float:
+        clean = (1 - (1 - alphas[t])) / np.sqrt(alphas[t])
+        return float(np.sqrt(alphas[to]) * clean + np.sqrt(1 - alphas[to]) * np.sqrt(1 - alphas[t]))
+
+    reached = PICTURES.latents[3].numpy() * np.prod([factor(t, t + 5) for t in (0, 5, 10, 15)])
+    back = reached * factor(20, 25) * factor(25, 20)
+    error = measured(attack, AnalyticModel(), PICTURES, SEED)["t_error"][3]
+    assert error == pytest.approx(np.mean((back - reached) ** 2), rel=1e-6)
+
+
+def test_pfami_compares_the_losses_of_picture_and_crop_on_the_same_noise() -> None:
+    model = AnalyticModel()
+    attack = PfamiAttack(PfamiOptions(draws=2, highest=0.4, smallest=0.5))
+    features = measured(attack, model, PICTURES, SEED)
+    picture, ids = model.decode(PICTURES.latents[5:6])[0], PICTURES.ids[5:6]
+    expected = []
+    for k, t in enumerate((10, 30)):
+        size, y, x = (keyed_uniform(ids, f"pfami.{what}", k, SEED).item() for what in ("size", "y", "x"))
+        kept = round(8 * (0.5 + 0.5 * size))
+        top, left = int(y * (9 - kept)), int(x * (9 - kept))
+        crop = picture[:, top : top + kept, left : left + kept][None]
+        crop = torch.nn.functional.interpolate(crop, size=(8, 8), mode="bilinear", antialias=True)
+        a, eps = model.alphas_cumprod[t], keyed_noise(ids, "pfami", k, model.latent_shape, SEED).double()
+        losses = []
+        for z in (PICTURES.latents[5:6], model.encode_pictures(crop)):
+            prediction = (1 - a).sqrt() * (a.sqrt() * z + (1 - a).sqrt() * eps)
+            losses.append((prediction - eps).square().mean().item())
+        expected.append(losses[1] / losses[0] - 1)
+    assert attack.statistic(features)[5] == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+class Listening(AnalyticModel):
+    """Adds the caption's embedding to its prediction; the empty caption's is zero."""
+
+    def predict(self, noisy: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        return super().predict(noisy, t, context) + context.mean(dim=(1, 2)).view(-1, 1, 1, 1)
+
+
+def test_clid_measures_what_the_caption_does_to_the_loss_draw_by_draw() -> None:
+    attack = ClidAttack(ClidOptions(draws=3))
+    pictures = Encoded(PICTURES.latents, torch.full((len(PICTURES), 1, 1), 0.3), PICTURES.ids)
+    features = measured(attack, Listening(), pictures, SEED)
+    plain = measured(McLossAttack(McLossOptions(draws=3)), AnalyticModel(), PICTURES, SEED)["losses"]
+    np.testing.assert_allclose(np.sort(features["losses_without"]), np.sort(plain), rtol=1e-5)
+    # (p + c - eps)^2 - (p - eps)^2 = 2 c (p - eps) + c^2, whose mean over fresh Gaussian pictures is c^2
+    assert (features["losses"] - features["losses_without"]).mean() == pytest.approx(0.09, abs=0.01)
+
+
+def test_clid_weighs_its_two_parts_by_what_tells_the_auxiliary_pictures_apart() -> None:
+    rng = np.random.default_rng(0)
+    groups: Groups = {}
+    for group in GROUPS:
+        losses, gain = rng.normal(1, 0.1, (40, 1)), rng.normal(0.5, 0.1, (40, 1)) + 0.4 * ("_members" in group)
+        groups[group] = {"losses": losses, "losses_without": losses + gain}
+    scores = ClidAttack(ClidOptions(draws=1)).score(groups, SEED)
+    assert test_scores(scores).auc > 0.97  # the mean of both parts alone would reach less
+    assert test_scores(ClidVecAttack(ClidOptions(draws=1)).score(groups, SEED)).auc > 0.97
 
 
 def test_calibration_removes_what_makes_a_picture_easy_for_any_model() -> None:

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from lorica.artefacts import write_json, write_with
 from lorica.audit.attacks.base import Attack, Features
 from lorica.audit.queries import Sitting, answer
-from lorica.data import Picture
+from lorica.data import Picture, pixels
 from lorica.progress import bar
 
 if TYPE_CHECKING:
@@ -41,15 +42,25 @@ class Subject:
         model: the model.
         state: `BASE`, or the LoRA file's SHA-256.
         encoded: the pictures; a LoRA on the text encoder changes how captions are encoded.
-        keys: `row_key` of each picture.
+        pictures: the same ones, as files.
         entered: context in which the model is in this state.
     """
 
     model: "LatentDiffusion"
     state: str
     encoded: "Encoded"
-    keys: tuple[str, ...]
+    pictures: tuple[Picture, ...]
     entered: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """`row_key` of each picture."""
+        return tuple(map(row_key, self.pictures))
+
+    def sitting(self, rows: Sequence[int], seed: int) -> Sitting:
+        """Some of the pictures before the model."""
+        chosen = [self.pictures[row] for row in rows]
+        return Sitting(self.model, self.encoded.take(rows), seed, lambda: pixels(chosen, self.model.resolution))
 
 
 def extract(
@@ -84,7 +95,7 @@ def extract(
             for names, keys in wanting.items():
                 for start in range(0, len(keys), batch_size):
                     chunk = keys[start : start + batch_size]
-                    sitting = Sitting(subject.model, subject.encoded.take([place[key] for key in chunk]), seed)
+                    sitting = subject.sitting([place[key] for key in chunk], seed)
                     for name, features in answer(sitting, {n: attacks[n].ask(sitting) for n in names}).items():
                         stores[name].add(chunk, features)
                     progress.update(task, advance=len(chunk))

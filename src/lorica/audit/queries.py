@@ -8,12 +8,13 @@ The noise of a picture depends on its content, on what it is drawn for, and on t
 or the model. Members and non-members, base and LoRA are so measured with one and the same ruler.
 """
 
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lorica.audit.attacks.base import Features
@@ -55,6 +56,7 @@ class Sitting:
         model: in eval mode.
         encoded: the batch.
         seed: of every draw.
+        pixels: gives the batch as the VAE sees it, (N, 3, H, W) in [-1, 1]; for attacks that change pictures.
 
     Attributes:
         latents: z_0 (N, C, h, w) float32 on the model's device.
@@ -63,11 +65,13 @@ class Sitting:
         RuntimeError: a part of the model is in training mode, where dropout would make scores random.
     """
 
-    def __init__(self, model: "LatentDiffusion", encoded: "Encoded", seed: int) -> None:
+    def __init__(
+        self, model: "LatentDiffusion", encoded: "Encoded", seed: int, pixels: Callable[[], Tensor] | None = None
+    ) -> None:
         for part in (model.unet, model.text_encoder):
             if any(module.training for module in part.modules()):
                 raise RuntimeError(f"{type(part).__name__} is in training mode: an audit needs eval mode")
-        self.model, self.encoded, self.seed = model, encoded, seed
+        self.model, self.encoded, self.seed, self._load_pixels = model, encoded, seed, pixels
         self.latents = encoded.latents.to(model.device)
 
     # ----- questions --------------------------------------------------------------------------------------------
@@ -80,22 +84,45 @@ class Sitting:
         """
         place = (keyed_uniform(self.encoded.ids, "stream.t", 0, self.seed) + van_der_corput(k)) % 1
         t = (place * self.model.train_timesteps).long().clamp_max(self.model.train_timesteps - 1)
-        return self._noised(f"stream {k}", t, ("stream.noise", k), own_caption)
+        query = self._noised(f"stream {k}", self.latents, t, ("stream.noise", k))
+        return query if own_caption else replace(query, name=f"{query.name}, no caption", own_caption=False)
 
-    def at(self, place: float, purpose: str, k: int = 0, *, own_caption: bool = True) -> Query:
-        """A query at one `place` in [0, 1) of the noise schedule, with the k-th noise for `purpose`."""
+    def at(self, place: float, purpose: str, k: int = 0, *, smallest_crop: float | None = None) -> Query:
+        """A query at one `place` in [0, 1) of the noise schedule, with the k-th noise for `purpose`.
+
+        With `smallest_crop` it is about a crop of each picture, the k-th, of sides between this share and all.
+        """
         t = torch.full((len(self.encoded),), int(place * self.model.train_timesteps))
-        return self._noised(f"{purpose} {k} at {place:g}", t, (purpose, k), own_caption)
+        name, latents = f"{purpose} {k} at {place:g}", self.latents
+        if smallest_crop is not None:
+            name, latents = f"{name}, crop {smallest_crop:g}", self._cropped(purpose, k, smallest_crop)
+        return self._noised(name, latents, t, (purpose, k))
 
     def given(self, name: str, noisy: Tensor, t: int) -> Query:
         """A query with latents of the attack's own making, at one timestep; `name` must say how they were made."""
         return Query(f"{name} t={t}", noisy, torch.full((len(noisy),), t, device=noisy.device))
 
-    def _noised(self, name: str, t: Tensor, noise_key: tuple[str, int], own_caption: bool) -> Query:
-        eps = keyed_noise(self.encoded.ids, *noise_key, tuple(self.latents.shape[1:]), self.seed)
+    def _noised(self, name: str, latents: Tensor, t: Tensor, noise_key: tuple[str, int]) -> Query:
+        eps = keyed_noise(self.encoded.ids, *noise_key, tuple(latents.shape[1:]), self.seed)
         t, eps = t.to(self.model.device), eps.to(self.model.device)
-        noisy = self.model.add_noise(self.latents, t, eps)
-        return Query(name if own_caption else f"{name}, no caption", noisy, t, self.latents, eps, own_caption)
+        return Query(name, self.model.add_noise(latents, t, eps), t, latents, eps)
+
+    def _cropped(self, purpose: str, k: int, smallest: float) -> Tensor:
+        """Latents of one crop of each picture: square, placed and sized by keyed draws, scaled to full size."""
+        draws = [keyed_uniform(self.encoded.ids, f"{purpose}.{what}", k, self.seed) for what in ("size", "y", "x")]
+        crops = []
+        for picture, (size, y, x) in zip(self._pixels, torch.stack(draws, dim=1).tolist(), strict=True):
+            side = picture.shape[-1]
+            kept = max(1, round(side * (smallest + (1 - smallest) * size)))
+            top, left = (min(int(place * (side - kept + 1)), side - kept) for place in (y, x))
+            crop = picture[None, :, top : top + kept, left : left + kept]
+            crops.append(F.interpolate(crop, size=(side, side), mode="bilinear", antialias=True))
+        return self.model.encode_pictures(torch.cat(crops)).to(self.model.device)
+
+    @cached_property
+    def _pixels(self) -> Tensor:
+        assert self._load_pixels is not None, "this sitting has no pictures, only latents"
+        return self._load_pixels()
 
     # ----- answers ----------------------------------------------------------------------------------------------
     def predict(self, query: Query) -> Tensor:
@@ -112,6 +139,12 @@ class Sitting:
         """Adaptation losses (N, queries) float64: means of error maps (arXiv 2402.11989, eq. 1, per element)."""
         maps = (self.error_map(query, answer) for query, answer in zip(queries, answers, strict=True))
         return torch.stack([one.double().flatten(1).mean(1) for one in maps], dim=1)
+
+    @staticmethod
+    def along_schedule(queries: Sequence[Query], values: Tensor) -> Tensor:
+        """(N, queries, ...) values with each picture's in the order of its t: of 2^m draws, one in each 2^m-th."""
+        order = torch.stack([query.t for query in queries], dim=1).argsort(dim=1).cpu()
+        return values[torch.arange(len(order))[:, None], order]
 
     def noise(self, query: Query, answer: Tensor) -> Tensor:
         """The answer as a prediction of eps, whatever the model predicts."""

@@ -9,7 +9,7 @@ from lorica.artefacts import SPLIT_FILE, prepare_output, provenance, read_json, 
 from lorica.audit.attacks.base import Attack, Features, Groups
 from lorica.audit.config import AuditConfig
 from lorica.audit.controls import METHOD, blind_scores, control, estimate
-from lorica.audit.extract import BASE, Subject, extract, row_key
+from lorica.audit.extract import BASE, Subject, extract
 from lorica.audit.gate import Gate
 from lorica.audit.score import MembershipScores
 from lorica.audit.target import find_run, training_facts
@@ -97,12 +97,11 @@ def _split(config: AuditConfig) -> Split:
 def _subjects(config: AuditConfig, split: Split) -> tuple[dict[str, Subject], dict[str, Any], list[str]]:
     """The base model and, where there is a LoRA, the target; what the report says of the target; warnings."""
     pictures = [picture for group in GROUPS for picture in split.groups[group]]
-    keys = tuple(map(row_key, pictures))
     model = LatentDiffusion.load(config.base, device=config.device, config=config.base_config)
     encoded = encode(model, pictures, config.cache or config.output / "cache")
     warnings = model.caption_notes([picture.caption for picture in pictures])
     target: dict[str, Any] = {"base": model.name, "base_fingerprint": model.fingerprint}
-    base = Subject(model, BASE, encoded, keys, model.base_only)
+    base = Subject(model, BASE, encoded, tuple(pictures), model.base_only)
     if config.lora is None:
         return {"target": base}, target | {"lora": None, "lora_sha256": None}, warnings
     file = model.load_lora(config.lora)
@@ -114,7 +113,7 @@ def _subjects(config: AuditConfig, split: Split) -> tuple[dict[str, Subject], di
         "rank": file["rank"],
         "alpha": file["alpha"],
     } | facts
-    lora = Subject(model, file["sha256"], _as_seen_by_lora(model, encoded, pictures), keys)
+    lora = Subject(model, file["sha256"], _as_seen_by_lora(model, encoded, pictures), tuple(pictures))
     target["base_matches"] = model.fingerprint in trained_on if trained_on else None
     if "steps_per_picture" not in target:
         warnings.append(
@@ -196,6 +195,7 @@ def _result(
         "threat_model": attack.threat_model,
         "needs_caption": attack.needs_caption,
         "queries": attack.queries,
+        "trials": attack.trials,
         "source": attack.source,
         "options": attack.options.model_dump(mode="json"),
         "auc": estimate(scores.auc, scores.interval("auc", level=level)) | {"level": level},

@@ -54,6 +54,11 @@ class Attack(ABC, Generic[ConfigT]):
         """UNet calls per picture that the attacker pays, those to the base model included."""
 
     @property
+    def trials(self) -> int:
+        """How many variants of itself it compares on the auxiliary pictures before it settles on one."""
+        return 1
+
+    @property
     @abstractmethod
     def measurement(self) -> dict[str, Any]:
         """What `ask` measures: its "kind", and every option on which its result depends.
@@ -89,6 +94,35 @@ class StatisticAttack(Attack[ConfigT]):
 
     def score(self, groups: Groups, seed: int) -> dict[str, NDArray[np.float64]]:
         return {group: self.statistic(features) for group, features in groups.items()}
+
+
+FOLDS = 3
+Scorer = Callable[[NDArray[Any]], NDArray[np.float64]]
+"""Scores (N,) of inputs (N, ...)."""
+
+
+def cross_fitted(
+    inputs: dict[str, NDArray[Any]], fit: Callable[[NDArray[Any], NDArray[Any]], Scorer]
+) -> dict[str, NDArray[np.float64]]:
+    """Scores of all groups by something fitted to the auxiliary ones.
+
+    An auxiliary picture is scored by one that was fitted without it: on what it was fitted to a
+    classifier is nearly always right, and a threshold set there would not transfer.
+
+    Args:
+        inputs: arrays by group, the first dimension counting pictures.
+        fit: makes a scorer from the inputs of auxiliary members and non-members.
+    """
+    auxiliary = ("aux_members", "aux_nonmembers")
+    scorer = fit(*(inputs[group] for group in auxiliary))
+    scores = {group: scorer(values) for group, values in inputs.items()}
+    folds = min(FOLDS, *(len(inputs[group]) for group in auxiliary))
+    for fold in range(folds):
+        held = {group: np.arange(len(inputs[group])) % folds == fold for group in auxiliary}
+        scorer = fit(*(inputs[group][~held[group]] for group in auxiliary))
+        for group in auxiliary:
+            scores[group][held[group]] = scorer(inputs[group][held[group]])
+    return scores
 
 
 ATTACKS: Registry[Attack] = Registry("attack")

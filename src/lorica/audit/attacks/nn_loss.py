@@ -1,5 +1,6 @@
 """NN-loss: a network that learns membership from squared-error maps, the evaluation attack h' of SMP-LoRA's paper."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -8,14 +9,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from lorica.audit.attacks.base import Attack, Groups, register
+from lorica.audit.attacks.base import Attack, Groups, cross_fitted, register
 from lorica.config import Config
 
 if TYPE_CHECKING:
     from lorica.audit.queries import Ask, Sitting
-
-
-FOLDS = 3
 
 
 class NnLossOptions(Config):
@@ -61,35 +59,21 @@ class NnLossAttack(Attack[NnLossOptions]):
         queries = [sitting.draw(k) for k in range(self.options.draws)]
         answers = yield queries
         maps = [sitting.error_map(q, a).flatten(1) for q, a in zip(queries, answers, strict=True)]
-        order = torch.stack([query.t for query in queries], dim=1).argsort(dim=1).cpu()
-        return {"maps": torch.stack(maps, dim=1)[torch.arange(len(order))[:, None], order].numpy()}
+        return {"maps": sitting.along_schedule(queries, torch.stack(maps, dim=1)).numpy()}
 
     def score(self, groups: Groups, seed: int) -> dict[str, NDArray[np.float64]]:
         maps = {group: features["maps"] for group, features in groups.items()}
         if self.options.input == "normalised":
             maps = _normalise(maps)
-        members, nonmembers = (torch.from_numpy(maps[f"aux_{side}"]) for side in ("members", "nonmembers"))
+
+        def fit(members: NDArray[Any], nonmembers: NDArray[Any]) -> Callable[[NDArray[Any]], NDArray[np.float64]]:
+            network = self._train(torch.from_numpy(members), torch.from_numpy(nonmembers))
+            return lambda values: _log_odds(network, torch.from_numpy(values))
+
         # Initial weights and dropout come from the global generator: seeded here, and handed back as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = self._train(members, nonmembers)
-            tested = {group: _log_odds(network, torch.from_numpy(values)) for group, values in maps.items()}
-            return tested | self._cross_fitted(members, nonmembers)
-
-    def _cross_fitted(self, members: Tensor, nonmembers: Tensor) -> dict[str, NDArray[np.float64]]:
-        """Scores of the auxiliary pictures, each by a network that did not see it in training.
-
-        On what it was fitted to a network is nearly always right, and a threshold set there would not transfer.
-        """
-        auxiliary = {"aux_members": members, "aux_nonmembers": nonmembers}
-        scores = {name: np.empty(len(maps)) for name, maps in auxiliary.items()}
-        folds = min(FOLDS, len(members), len(nonmembers))
-        for fold in range(folds):
-            held = {name: torch.arange(len(maps)) % folds == fold for name, maps in auxiliary.items()}
-            network = self._train(*(maps[~held[name]] for name, maps in auxiliary.items()))
-            for name, maps in auxiliary.items():
-                scores[name][held[name].numpy()] = _log_odds(network, maps[held[name]])
-        return scores
+            return cross_fitted(maps, fit)
 
     def _train(self, members: Tensor, nonmembers: Tensor) -> nn.Module:
         """Fit h' on maps (M, draws, D) and (N, draws, D).
