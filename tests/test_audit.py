@@ -27,7 +27,7 @@ from lorica.diffusion import LatentDiffusion, LoraConfig, add_lora, save_lora
 from lorica.errors import LoricaError
 
 COUNT = 40  # pictures per side
-FAST = {"nn-loss": {"epochs": 4, "learning_rate": 1e-3}}
+FAST = {"nn-loss": {"epochs": 4, "learning_rate": 1e-3}, "adaptive-nn": {"draws": 8, "epochs": 12}}
 
 
 def write_pictures(folder: Path, count: int, seed: int, brightness: float = 0.0, word: str = "noise") -> Path:
@@ -200,8 +200,12 @@ def test_an_audit_asks_each_question_once_although_two_attacks_need_the_answer(
     memorised: Models, config: AuditConfig
 ) -> None:
     run(config)
-    stream, loss = 16, 1  # mc-loss, calibrated-loss and nn-loss look at one stream of draws
-    assert calls(memorised) == 2 * (stream + loss) * 2 * COUNT  # LoRA and base, all pictures
+    stream, without_caption = 16, 16  # mc-loss, calibrated-loss, nn-loss and both forms of CLiD share them
+    clean, loss, pfami, secmi, pia, pian, sima = 1, 1, 20, 11, 1, 1, 5  # four ask about the clean picture at t = 0
+    once = stream + without_caption + clean + loss + pfami + secmi + pia + pian + sima
+    assert calls(memorised) == 2 * once * 2 * COUNT  # LoRA and base, all pictures
+    alone = sum(ATTACKS[name]().queries / (1 + ATTACKS[name].needs_base) for name in ATTACKS)
+    assert once < 0.5 * alone
 
 
 def test_an_interrupted_audit_goes_on_where_it_stopped(memorised: Models, config: AuditConfig, tmp_path: Path) -> None:
@@ -224,7 +228,7 @@ def test_an_interrupted_audit_goes_on_where_it_stopped(memorised: Models, config
             run(config)
     lost = sum(load.given.calls)  # type: ignore[attr-defined]
     resumed = run(config)
-    batch = config.batch_size * 17  # at most the batch that was being asked about is asked about again
+    batch = config.batch_size * total // (2 * 2 * COUNT)  # at most one batch is asked about twice
     assert total - lost <= calls(memorised) <= total - lost + batch
     assert resumed["attacks"] == whole["attacks"]
 
@@ -310,6 +314,7 @@ def test_every_registered_attack_runs_end_to_end_on_a_stable_diffusion(
     real: tuple[Path, Path], config: AuditConfig
 ) -> None:
     few = {"mc-loss": {"draws": 2}, "calibrated-loss": {"draws": 2}, "nn-loss": {"draws": 2, "epochs": 1}}
+    few["adaptive-nn"] = {"draws": 2, "epochs": 1}
     audit = run(changed(config, base=str(real[0]), lora=real[1], settings=few))
     assert set(audit["attacks"]) == set(ATTACKS)
     assert audit["target"]["rank"] == 4 and audit["target"]["base_matches"]

@@ -155,6 +155,16 @@ class Sitting:
         return self.model.encode_captions([""]).float().expand(len(self.encoded), -1, -1)
 
 
+def ask_error_maps(sitting: Sitting, draws: int) -> Ask:
+    """{"maps": (N, draws, C, h, w) float32, "t": (N, draws) in [0, 1)}: the stream's first draws, ordered by t."""
+    queries = [sitting.draw(k) for k in range(draws)]
+    answers = yield queries
+    maps = torch.stack([sitting.error_map(q, a) for q, a in zip(queries, answers, strict=True)], dim=1)
+    times = torch.stack([query.t for query in queries], dim=1).cpu() / sitting.model.train_timesteps
+    features = {"maps": maps, "t": times.float()}
+    return {name: sitting.along_schedule(queries, values).numpy() for name, values in features.items()}
+
+
 @torch.inference_mode()
 def answer(sitting: Sitting, asks: Mapping[str, Ask]) -> dict[str, Features]:
     """Play every attack's rounds to the end; a query that several of them ask, in whatever round, costs one call."""

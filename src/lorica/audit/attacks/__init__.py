@@ -1,5 +1,6 @@
 """Membership attacks: one file each, found by name in `ATTACKS`."""
 
+from lorica.audit.attacks.adaptive_nn import AdaptiveNnAttack
 from lorica.audit.attacks.base import ATTACKS, Attack, Features, Groups, StatisticAttack, register
 from lorica.audit.attacks.calibrated_loss import CalibratedLossAttack
 from lorica.audit.attacks.clid import ClidAttack, ClidVecAttack
@@ -12,7 +13,7 @@ from lorica.audit.attacks.secmi import SecmiAttack
 from lorica.audit.attacks.sima import SimaAttack
 
 __all__ = [
-    "ATTACKS", "Attack", "CalibratedLossAttack", "ClidAttack", "ClidVecAttack", "Features", "Groups", "LossAttack",
-    "McLossAttack", "NnLossAttack", "PfamiAttack", "PiaAttack", "PianAttack", "SecmiAttack", "SimaAttack",
-    "StatisticAttack", "register",
+    "ATTACKS", "AdaptiveNnAttack", "Attack", "CalibratedLossAttack", "ClidAttack", "ClidVecAttack", "Features",
+    "Groups", "LossAttack", "McLossAttack", "NnLossAttack", "PfamiAttack", "PiaAttack", "PianAttack", "SecmiAttack",
+    "SimaAttack", "StatisticAttack", "register",
 ]  # fmt: skip

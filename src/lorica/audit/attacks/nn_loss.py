@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lorica.audit.attacks.base import Attack, Groups, cross_fitted, register
+from lorica.audit.queries import ask_error_maps
 from lorica.config import Config
 
 if TYPE_CHECKING:
@@ -55,14 +56,10 @@ class NnLossAttack(Attack[NnLossOptions]):
         return {"kind": "error-maps", "draws": self.options.draws}
 
     def ask(self, sitting: "Sitting") -> "Ask":
-        """{"maps": (N, draws, C*h*w) float32}, each picture's in the order of t: one in each part of the schedule."""
-        queries = [sitting.draw(k) for k in range(self.options.draws)]
-        answers = yield queries
-        maps = [sitting.error_map(q, a).flatten(1) for q, a in zip(queries, answers, strict=True)]
-        return {"maps": sitting.along_schedule(queries, torch.stack(maps, dim=1)).numpy()}
+        return ask_error_maps(sitting, self.options.draws)
 
     def score(self, groups: Groups, seed: int) -> dict[str, NDArray[np.float64]]:
-        maps = {group: features["maps"] for group, features in groups.items()}
+        maps = {group: features["maps"].reshape(*features["maps"].shape[:2], -1) for group, features in groups.items()}
         if self.options.input == "normalised":
             maps = _normalise(maps)
 
