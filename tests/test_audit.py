@@ -258,6 +258,7 @@ def test_features_of_another_seed_lora_or_caption_are_not_reused(
 
 
 def test_options_of_the_scoring_alone_ask_nothing_again(memorised: Models, config: AuditConfig) -> None:
+    config = changed(config, attacks=["nn-loss", "calibrated-loss"])
     run(changed(config, settings={"nn-loss": {"epochs": 2}}))
     run(changed(config, settings={"nn-loss": {"epochs": 1}, "calibrated-loss": {"form": "difference"}}))
     assert calls(memorised) == 0

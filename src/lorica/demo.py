@@ -50,6 +50,11 @@ class DemoConfig(Config):
     batch_size: int = Field(16, ge=1, description="pictures per step")
     learning_rate: float = Field(2e-3, gt=0, description="of the LoRA")
     rank: int = Field(16, ge=1, description="of the LoRA on all transformer blocks, with alpha equal to it")
+    attacks: list[str] = Field(
+        ["loss", "mc-loss", "calibrated-loss", "nn-loss"],
+        min_length=1,
+        description="which to run against every method; all of them take longer than everything else together",
+    )
     pictures: int = Field(64, ge=8, description="pictures drawn with every model")
     seed: int = Field(0, ge=0, description="of everything")
     device: str | None = Field(None, description="cpu or cuda; picks cuda where there is one")
@@ -120,6 +125,7 @@ def _method(
         AuditConfig(
             output=folder / "audit",
             lora=folder,
+            attacks=config.attacks,
             seed=config.seed,
             device=config.device,
             cache=cache,
