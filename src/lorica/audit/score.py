@@ -14,11 +14,12 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.stats import beta, norm, rankdata
 
-Floats = NDArray[np.float64]
+from lorica.audit.epsilon import Floats, Method, checked_scores, epsilon_from_scores
+
 Interval = tuple[float, float]
 Metric = Literal["auc", "asr", "oracle_asr", "tpr_at", "tpr", "attained_fpr"]
 
@@ -39,8 +40,8 @@ class MembershipScores:
     nonmembers: Floats
 
     def __init__(self, members: ArrayLike, nonmembers: ArrayLike) -> None:
-        object.__setattr__(self, "members", _checked(members, "members"))
-        object.__setattr__(self, "nonmembers", _checked(nonmembers, "nonmembers"))
+        object.__setattr__(self, "members", checked_scores(members, "members"))
+        object.__setattr__(self, "nonmembers", checked_scores(nonmembers, "nonmembers"))
 
     # --- the whole curve
 
@@ -141,6 +142,15 @@ class MembershipScores:
         while allowed / n > fpr:  # compared as a quotient: 0.29 * 100 is 28.999..., 29 / 100 is 0.29
             allowed -= 1
         return -math.inf if allowed == n else float(np.sort(self.nonmembers)[n - 1 - allowed])
+
+    # --- differential privacy
+
+    def epsilon(self, delta: float = 0.0, level: float = 0.95, method: Method = "bonferroni", seed: int = 0) -> float:
+        """The epsilon below which these scores reject (epsilon, `delta`)-privacy, in [0, inf); 0 rejects nothing.
+
+        `lorica.audit.epsilon.epsilon_from_scores` says what it assumes: above all, scores that are independent.
+        """
+        return epsilon_from_scores(self.members, self.nonmembers, delta=delta, level=level, method=method, seed=seed)
 
     # --- intervals
 
@@ -259,18 +269,6 @@ def newcombe(auc: float, m: int, n: int, z: float) -> Interval:
     low = 0.0 if auc == 0 else float(brentq(lambda a: auc - a - error(a), 0.0, auc - aside))
     high = 1.0 if auc == 1 else float(brentq(lambda a: a - auc - error(a), auc + aside, 1.0))
     return low, high
-
-
-def _checked(scores: ArrayLike, name: str) -> Floats:
-    array = np.array(scores, dtype=np.float64)
-    if array.ndim != 1:
-        raise ValueError(f"{name} must be a 1-D array of scores, got shape {array.shape}")
-    if not len(array):
-        raise ValueError(f"{name} has no scores")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} holds {int((~np.isfinite(array)).sum())} scores that are not finite")
-    array.setflags(write=False)
-    return array
 
 
 def _needed(value: float | None, metric: str, name: str) -> float:
