@@ -1,0 +1,85 @@
+"""Canaries: pictures like no others, some of which are slipped into training by the toss of a coin.
+
+Whether a canary was trained on is decided by its own fair coin and by nothing else. That makes the audit of one single
+training run exact (Steinke, Nasr and Jagielski, arXiv 2305.08846): how often an attack names the coins right bounds
+the epsilon of differential privacy from below, whatever the other pictures are.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lorica.artefacts import read_json, write_json, write_text, write_with
+from lorica.data.pictures import Picture, read_folder
+from lorica.errors import LoricaError
+
+FOLDER = "canaries"
+_COINS_FILE = "coins.json"
+_WORDS = (
+    *("amber", "basalt", "cobalt", "dune", "ember", "fjord", "garnet", "hazel", "indigo", "jasper", "krill", "lichen"),
+    *("maple", "nectar", "onyx", "pollen", "quartz", "russet", "saffron", "tundra", "umber", "velvet", "willow"),
+)
+
+
+@dataclass(frozen=True)
+class Canaries:
+    """Canaries of one run: pictures, and for each whether it is (to be) trained on."""
+
+    pictures: tuple[Picture, ...]
+    included: tuple[bool, ...]
+
+    @property
+    def trained(self) -> list[Picture]:
+        return [picture for picture, included in zip(self.pictures, self.included, strict=True) if included]
+
+
+def make_canaries(run: Path, count: int, seed: int, size: int) -> Canaries:
+    """Draw canaries into RUN/canaries and toss their coins; the same again for the same seed, so that a run resumes.
+
+    Args:
+        run: the output folder of an adapt run.
+        count: how many.
+        seed: of pictures and coins.
+        size: side in pixels.
+
+    Raises:
+        LoricaError: the folder cannot be written, or holds the canaries of another seed or count.
+    """
+    folder = run / FOLDER
+    # A stream of its own for the coins: whoever draws pictures from the same seed must not repeat them.
+    included = (np.random.default_rng([seed, *b"canary coins"]).random(count) < 0.5).tolist()
+    record = {"seed": seed, "included": included}
+    if (folder / _COINS_FILE).exists():
+        if read_json(folder / _COINS_FILE, "coins of the canaries") != record:
+            raise LoricaError(f"{folder} holds other canaries", "Give another --output, or --overwrite.")
+        return load_canaries(run)
+    for index in range(count):
+        picture, caption = draw_canary(seed, index, size)
+        write_with(folder / f"{index:05d}.png", lambda file, picture=picture: picture.save(file, format="PNG"))  # type: ignore[misc]
+        write_text(folder / f"{index:05d}.txt", caption + "\n")
+    write_json(folder / _COINS_FILE, record)  # last: without it the set is not complete
+    return load_canaries(run)
+
+
+def load_canaries(run: Path) -> Canaries:
+    """The canaries of a run.
+
+    Raises:
+        LoricaError: there are none, or a file is missing or damaged.
+    """
+    folder = run / FOLDER
+    included = read_json(folder / _COINS_FILE, "coins of the canaries").get("included")
+    pictures = read_folder(folder)
+    if not isinstance(included, list) or len(included) != len(pictures):
+        raise LoricaError(f"{folder} is incomplete or damaged", "Train again with --canaries and --overwrite.")
+    return Canaries(tuple(pictures), tuple(map(bool, included)))
+
+
+def draw_canary(seed: int, index: int, size: int = 64) -> tuple[Image.Image, str]:
+    """Random colours on a coarse grid, blended, and a caption of random words: nothing that a model could guess."""
+    rng = np.random.default_rng([seed, index, *b"canary"])
+    grid = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    picture = Image.fromarray(grid).resize((size, size), Image.Resampling.BICUBIC)
+    return picture, " ".join(rng.choice(_WORDS, 4, replace=False))
