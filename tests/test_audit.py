@@ -128,7 +128,7 @@ def test_audit_json_follows_its_schema(memorised: Models, config: AuditConfig) -
     audit = run(changed(config, fail_if="auc>0.6"))
     assert json.loads((config.output / "audit.json").read_text()) == audit
     assert list(audit) == [
-        "schema", "provenance", "target", "counts", "attacks", "controls", "verdict", "warnings", "gate",
+        "schema", "provenance", "target", "captions", "counts", "attacks", "controls", "verdict", "warnings", "gate",
     ]  # fmt: skip
     assert audit["schema"] == 1
     assert audit["provenance"]["config"]["settings"] == FAST
@@ -412,6 +412,81 @@ def test_one_of_many_controls_may_stray_as_far_as_chance_takes_one_of_that_many(
     assert family["a"]["auc"]["low"] == low  # what is shown stays the common interval
 
 
+# --- captions
+
+
+def without_captions(config: AuditConfig, folder: Path) -> AuditConfig:
+    """The same pictures in folders that hold nothing else."""
+    for side in ("members", "nonmembers"):
+        (folder / side).mkdir()
+        for file in getattr(config, side).glob("*.png"):
+            (folder / side / file.name).write_bytes(file.read_bytes())
+    return changed(config, members=folder / "members", nonmembers=folder / "nonmembers")
+
+
+def test_pictures_without_captions_are_refused_with_the_ways_out_before_the_model_is_loaded(
+    config: AuditConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LatentDiffusion, "load", None)
+    bare = without_captions(config, tmp_path)
+    with pytest.raises(LoricaError, match="80 of 80 pictures have no caption") as refused:
+        run(bare)
+    assert "--captions none" in str(refused.value.remedy) and "trigger word" in str(refused.value.remedy)
+
+
+@pytest.mark.parametrize(
+    ("captions", "asked", "source"),
+    [
+        ("file", {"noise red", "noise green", "noise blue"}, "file"),
+        ("none", {""}, "none"),
+        ("a  sks person", {"a sks person"}, "constant"),
+    ],
+)
+def test_the_model_is_asked_with_the_captions_that_the_audit_names(
+    captions: str,
+    asked: set[str],
+    source: str,
+    memorised: Models,
+    config: AuditConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard: set[str] = set()
+
+    class Hearing(AnalyticModel):
+        def encode_captions(self, captions: Any) -> torch.Tensor:
+            heard.update(captions)
+            return super().encode_captions(captions)
+
+    monkeypatch.setattr(LatentDiffusion, "load", lambda base, device=None, config=None: Hearing(memorised.members))
+    audit = run(changed(config, captions=captions, attacks=["loss"]))
+    assert heard == asked
+    assert audit["captions"]["source"] == source
+    assert source != "constant" or "a sks person" in audit["captions"]["used"]
+
+
+def test_without_the_pictures_own_captions_the_attacks_on_captions_are_left_out_and_the_others_run(
+    memorised: Models, config: AuditConfig, tmp_path: Path
+) -> None:
+    bare = changed(without_captions(config, tmp_path), captions="none", attacks=["loss", "clid", "pia"])
+    audit = run(bare)
+    assert list(audit["attacks"]) == ["loss", "pia"] and audit["verdict"]["leaks"]
+    assert any(warning.startswith("clid was not run") for warning in audit["warnings"])
+
+
+def test_captions_may_be_missing_from_the_pictures_of_a_split_too(
+    memorised: Models, config: AuditConfig, tmp_path: Path
+) -> None:
+    folder = adapt_run(tmp_path / "run", config)
+    bare = without_captions(config, tmp_path)
+    moved = changed(
+        bare, members=None, nonmembers=None, split=folder / "split.json", data=bare.members,
+        nonmember_data=bare.nonmembers, attacks=["loss"],
+    )  # fmt: skip
+    with pytest.raises(LoricaError, match="no caption"):
+        run(moved)
+    assert run(changed(moved, captions="sks"))["counts"]["test_members"] == COUNT // 2
+
+
 # --- verdict
 
 
@@ -540,6 +615,7 @@ def test_a_rule_that_cannot_be_meant_is_refused_before_anything_runs(rule: str, 
         ({"attacks": ["mc-los"]}, "mc-loss"),
         ({"settings": {"mc-loss": {"drawz": 3}}}, "draws"),
         ({"settings": {"nope": {}}}, "nope"),
+        ({"captions": "none", "attacks": ["clid"]}, "nothing to run"),
     ],
 )
 def test_a_contradictory_configuration_is_refused_with_a_remedy(

@@ -183,6 +183,12 @@ def test_no_score_of_a_single_picture_is_in_the_page(lora: ReportRun, one: Page)
     assert not [score for group in scores.values() for score in group if repr(score) in one.source]
 
 
+def test_the_page_says_which_captions_the_model_was_asked_with(lora: ReportRun, tmp_path: Path) -> None:
+    used = 'the same for every picture: "sks"'
+    page = written([replace(lora, audit=lora.audit | {"captions": {"source": "constant", "used": used}})], tmp_path)
+    assert used in page.text.split("Provenance")[-1]
+
+
 def test_missing_and_undefined_numbers_become_dashes(lora: ReportRun, tmp_path: Path) -> None:
     nothing = {"value": math.nan, "low": None}
     audit = {

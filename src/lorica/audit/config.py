@@ -6,6 +6,7 @@ from typing import Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from lorica.audit.attacks import ATTACKS, Attack
+from lorica.audit.captions import FILE
 from lorica.audit.gate import Gate
 from lorica.config import Config, load
 from lorica.errors import LoricaError
@@ -27,9 +28,14 @@ class AuditConfig(Config):
     )
     data: Path | None = Field(None, description="where the split's pictures are now, if their folder was moved")
     nonmember_data: Path | None = Field(None, description="the same for its non-members, if they had their own folder")
-    members: Path | None = Field(None, description="folder of captioned training pictures, in place of a split")
+    members: Path | None = Field(None, description="folder of training pictures, in place of a split")
     nonmembers: Path | None = Field(
-        None, description="folder of captioned pictures from the same source that were not trained on"
+        None, description="folder of pictures from the same source that were not trained on"
+    )
+    captions: str = Field(
+        FILE,
+        description="what the model is asked with: file (each picture's own caption), none (the empty caption), or a "
+        "text for all, such as a trigger word. Attacks on the caption itself only run with file",
     )
 
     attacks: list[str] = Field(
@@ -62,6 +68,14 @@ class AuditConfig(Config):
             ATTACKS[name]
         return list(dict.fromkeys(chosen))
 
+    @field_validator("captions")
+    @classmethod
+    def _text(cls, captions: str) -> str:
+        text = " ".join(captions.split())
+        if not text:
+            raise ValueError("for the empty caption, say none")
+        return text
+
     @field_validator("fprs")
     @classmethod
     def _rates(cls, rates: list[float]) -> list[float]:
@@ -78,6 +92,11 @@ class AuditConfig(Config):
         if self.members is None and self.split is None and self.lora is None:
             raise LoricaError(
                 "nothing says which pictures are members", "Give --split, or --members and --nonmembers."
+            )
+        if self.captions != FILE and all(ATTACKS[name].needs_caption for name in self.attacks):
+            raise LoricaError(
+                f"{', '.join(self.attacks)}: nothing to run without each picture's own caption",
+                "Give --captions file, or other --attacks.",
             )
         for name in self.settings:
             self.attack(name)

@@ -7,6 +7,7 @@ import torch
 
 from lorica.artefacts import SPLIT_FILE, prepare_output, provenance, read_json, write_json
 from lorica.audit.attacks.base import Attack, Features, Groups
+from lorica.audit.captions import FILE, captioned, described
 from lorica.audit.config import AuditConfig
 from lorica.audit.controls import METHOD, blind_scores, control, estimate
 from lorica.audit.extract import BASE, Subject, extract
@@ -33,15 +34,10 @@ def run(config: AuditConfig) -> dict[str, Any]:
     """
     prepare_output(config.output, marker=AUDIT_FILE, resume=True)
     split = _split(config)
-    attacks = {name: config.attack(name) for name in config.attacks}
+    attacks, skipped = _attacks(config)
     subjects, target, warnings = _subjects(config, split)
     _refuse_other_audit(config, target)
-    warnings = [*split.notes, *_balance(split, config), *warnings]
-    if config.lora is None:
-        warnings += [
-            f"{name} was not run: it compares a LoRA with its base" for name, a in attacks.items() if a.needs_base
-        ]
-        attacks = {name: attack for name, attack in attacks.items() if not attack.needs_base}
+    warnings = [*split.notes, *_balance(split, config), *warnings, *skipped]
 
     features = _extract(config, attacks, subjects)
     results: dict[str, dict[str, Any]] = {}
@@ -68,6 +64,7 @@ def run(config: AuditConfig) -> dict[str, Any]:
         "schema": SCHEMA,
         "provenance": provenance(config.model_dump(mode="json"), config.seed),
         "target": target,
+        "captions": described(config.captions),
         "counts": {group: len(split.groups[group]) for group in GROUPS},
         "attacks": results,
         "controls": {"base": base_control, "blind": blind},
@@ -82,16 +79,32 @@ def run(config: AuditConfig) -> dict[str, Any]:
     return audit
 
 
+def _attacks(config: AuditConfig) -> tuple[dict[str, Attack], list[str]]:
+    """The attacks that can be run, and warnings that say why the others cannot."""
+    runnable, warnings = {}, []
+    for name in config.attacks:
+        attack = config.attack(name)
+        if attack.needs_base and config.lora is None:
+            warnings.append(f"{name} was not run: it compares a LoRA with its base")
+        elif attack.needs_caption and config.captions != FILE:
+            warnings.append(f"{name} was not run: it needs each picture's own caption (--captions file)")
+        else:
+            runnable[name] = attack
+    return runnable, warnings
+
+
 # ----- pictures and models ------------------------------------------------------------------------------------------
 def _split(config: AuditConfig) -> Split:
-    """The given split, the one beside the LoRA, or one made from two folders."""
+    """The given split, the one beside the LoRA, or one made from two folders, with the captions asked for."""
     if config.members is not None and config.nonmembers is not None:
-        return make_split(read_folder(config.members), read_folder(config.nonmembers), seed=config.seed)
+        sides = (read_folder(folder, captions_required=False) for folder in (config.members, config.nonmembers))
+        return captioned(make_split(*sides, seed=config.seed), config.captions)
     beside = find_run(config.lora) if config.lora is not None else None
     file = config.split or (beside / SPLIT_FILE if beside is not None else None)
     if file is None:
         raise LoricaError("nothing says which pictures are members", "Give --split, or --members and --nonmembers.")
-    return Split.load(file, data=config.data, nonmember_data=config.nonmember_data)
+    split = Split.load(file, data=config.data, nonmember_data=config.nonmember_data, captions_required=False)
+    return captioned(split, config.captions)
 
 
 def _subjects(config: AuditConfig, split: Split) -> tuple[dict[str, Subject], dict[str, Any], list[str]]:

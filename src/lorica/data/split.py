@@ -6,7 +6,7 @@ attacker sees) and the test members; the auxiliary and test non-members are neve
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,11 @@ class Split:
             raise LoricaError(f"no group {group!r} in a split", f"Known: {', '.join(GROUPS)}.")
         return self.groups[group]
 
+    def with_caption(self, caption: str) -> "Split":
+        """The same split with one caption for all pictures."""
+        groups = {group: [replace(p, caption=caption) for p in pictures] for group, pictures in self.groups.items()}
+        return replace(self, groups=groups)
+
     def save(self, path: Path) -> None:
         """Write the split as JSON: names and hashes of the pictures, never their captions."""
         write_json(
@@ -65,13 +70,21 @@ class Split:
         )
 
     @classmethod
-    def load(cls, path: Path, data: Path | None = None, nonmember_data: Path | None = None) -> "Split":
+    def load(
+        cls,
+        path: Path,
+        data: Path | None = None,
+        nonmember_data: Path | None = None,
+        *,
+        captions_required: bool = True,
+    ) -> "Split":
         """Read a split and find its pictures again, with their present captions.
 
         Args:
             path: the JSON file.
             data: where the members are now, if their folder moved; the non-members too if they lay in the same one.
             nonmember_data: where the non-members are now.
+            captions_required: refuse pictures without a caption; otherwise their caption is "".
 
         Raises:
             LoricaError: not a split, another version, overlapping groups, or pictures that are missing or changed.
@@ -79,8 +92,13 @@ class Split:
         stored = parse(path)
         if nonmember_data is None and stored.roots.members == stored.roots.nonmembers:
             nonmember_data = data
-        groups = find(stored.side("members"), data or Path(stored.roots.members))
-        groups |= find(stored.side("nonmembers"), nonmember_data or Path(stored.roots.nonmembers))
+        folders = {
+            "members": data or Path(stored.roots.members),
+            "nonmembers": nonmember_data or Path(stored.roots.nonmembers),
+        }
+        groups: dict[str, list[Picture]] = {}
+        for side, folder in folders.items():
+            groups |= find(stored.side(side), folder, captions_required=captions_required)
         return cls(groups, stored.seed, stored.notes, stored.duplicates)
 
 

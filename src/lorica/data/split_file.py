@@ -87,20 +87,21 @@ def _refuse_overlapping_groups(path: Path, stored: StoredSplit) -> None:
             seen[place] = group
 
 
-def find(groups: dict[str, list[Entry]], root: Path) -> dict[str, list[Picture]]:
+def find(groups: dict[str, list[Entry]], root: Path, *, captions_required: bool = True) -> dict[str, list[Picture]]:
     """Find the pictures of some groups under a folder again, with their present captions.
 
     Raises:
-        LoricaError: pictures are missing, unreadable, without caption, or not those that were split.
+        LoricaError: pictures are missing, unreadable, not those that were split, or without a required caption.
     """
     names = [entry.name for entries in groups.values() for entry in entries]
     try:
-        found = {picture.name: picture for picture in read_pictures(root, names)}
+        pictures = read_pictures(root, names, captions_required=captions_required)
     except LoricaError as error:
         raise LoricaError(
             f"the pictures of the split are not what they were: {error.problem}",
             "Restore the files; if the folder moved, say where it is now; or make a new split and adapt again.",
         ) from error
+    found = {picture.name: picture for picture in pictures}
     changed = [e.name for entries in groups.values() for e in entries if found[e.name].sha256 != e.sha256]
     if changed:
         raise LoricaError(

@@ -259,6 +259,7 @@ def _facts(audited: Sequence[ReportRun]) -> list[tuple[str, list[str]]]:
         ("Augmentation", ("target", "augmentation")),
         ("LoRA file", ("target", "lora")),
         ("LoRA sha256", ("target", "lora_sha256")),
+        ("Captions", ("captions", "used")),
         ("Base model", ("target", "base")),
         ("Base fingerprint", ("target", "base_fingerprint")),
         ("Auxiliary members", ("counts", "aux_members")),
