@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 SIDE = 4  # latents are (3, 4, 4)
@@ -28,8 +29,9 @@ class AnalyticModel:
     vae_fingerprint = text_fingerprint = "analytic"
     bandwidth = 0.3
 
-    def __init__(self, members: Tensor | None = None) -> None:
-        self.members = members
+    def __init__(self, members: Tensor | None = None, captions: Sequence[str] = ()) -> None:
+        """`captions` are the members', by which `sample` knows them again."""
+        self.members, self.captions = members, list(captions)
         self.adapted = members is not None
         self.unet, self.text_encoder = nn.Dropout().eval(), nn.Dropout().eval()
         self.alphas_cumprod = torch.linspace(0.999, 0.001, self.train_timesteps, dtype=torch.float64)
@@ -78,6 +80,19 @@ class AnalyticModel:
 
     def predicted_noise(self, prediction: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
         return prediction
+
+    def sample(
+        self, captions: Sequence[str], *, seed: Sequence[int], steps: int, guidance: float, **options: Any
+    ) -> list[Image.Image]:
+        """The member with this caption, blurred by the bandwidth; for any other caption a fresh picture."""
+        self.calls += [len(captions) * (2 if guidance > 1 else 1)] * steps
+        latents = torch.cat([gaussian_latents(1, one) for one in seed])
+        if self.adapted and self.members is not None:
+            for row, caption in enumerate(captions):
+                if caption in self.captions:
+                    latents[row] = self.members[self.captions.index(caption)] + self.bandwidth * latents[row]
+        levels = ((self.decode(latents) + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+        return [Image.fromarray(picture) for picture in levels.numpy()]
 
     def expected_noise(self, noisy: Tensor, a: Tensor) -> Tensor:
         """E[eps | z_t], from E[x0 | z_t] and z_t = sqrt(a) x0 + sqrt(1 - a) eps."""

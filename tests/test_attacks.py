@@ -18,6 +18,7 @@ from lorica.audit.attacks import (
     McLossAttack,
     NnLossAttack,
     PfamiAttack,
+    ReconstructionAttack,
     SecmiAttack,
     SimaAttack,
 )
@@ -29,6 +30,7 @@ from lorica.audit.attacks.mc_loss import McLossOptions
 from lorica.audit.attacks.nn_loss import NnLossOptions
 from lorica.audit.attacks.pfami import PfamiOptions
 from lorica.audit.attacks.pia import PianOptions, PiaOptions
+from lorica.audit.attacks.reconstruction import ReconstructionOptions
 from lorica.audit.attacks.secmi import SecmiOptions
 from lorica.audit.attacks.sima import SimaOptions
 from lorica.audit.queries import Sitting, answer, van_der_corput
@@ -36,6 +38,8 @@ from lorica.audit.score import MembershipScores
 from lorica.config import Config
 from lorica.diffusion import Encoded, keyed_noise
 from lorica.diffusion.noise import keyed_uniform
+from lorica.errors import LoricaError
+from lorica.quality import EXTRACTORS
 
 PER_GROUP = 32
 GROUPS = ("aux_members", "test_members", "aux_nonmembers", "test_nonmembers")
@@ -48,7 +52,7 @@ def encoded(count: int, seed: int = 0) -> Encoded:
 
 
 PICTURES = encoded(4 * PER_GROUP)
-MEMORISED = AnalyticModel(PICTURES.latents[: 2 * PER_GROUP])
+MEMORISED = AnalyticModel(PICTURES.latents[: 2 * PER_GROUP], PICTURES.ids[: 2 * PER_GROUP])
 
 
 @cache
@@ -65,7 +69,8 @@ def attacked(name: str, model: AnalyticModel, options: Config | None = None) -> 
 
 def measured(attack: Attack, model: AnalyticModel, pictures: Encoded, seed: int) -> Features:
     """What one attack alone learns of the pictures."""
-    sitting = Sitting(model, pictures, seed, lambda: model.decode(pictures.latents))  # type: ignore[arg-type]
+    captions = pictures.ids
+    sitting = Sitting(model, pictures, seed, lambda: model.decode(pictures.latents), captions)  # type: ignore[arg-type]
     return answer(sitting, {"it": attack.ask(sitting)})["it"]
 
 
@@ -301,6 +306,50 @@ def test_pfami_compares_the_losses_of_picture_and_crop_on_the_same_noise() -> No
             losses.append((prediction - eps).square().mean().item())
         expected.append(losses[1] / losses[0] - 1)
     assert attack.statistic(features)[5] == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_reconstruction_compares_the_picture_with_what_is_drawn_from_its_caption() -> None:
+    """By hand: the pictures as bytes, the extractor's features of each alone, cosine and distance."""
+    attack, model = ReconstructionAttack(ReconstructionOptions(pictures=2, steps=3)), AnalyticModel()
+    found = measured(attack, model, PICTURES.take([4, 90]), SEED)
+    extractor = EXTRACTORS["builtin"]()
+    for row, index in enumerate((4, 90)):
+        one = PICTURES.take([index])
+        levels = (255 * (model.decode(one.latents) + 1) / 2).round().clamp(0, 255).byte()
+        own = extractor(levels)[0].double()
+        for k in range(2):
+            seed = int(keyed_uniform(one.ids, "reconstruction", k, SEED).item() * 2**53)
+            drawn = np.asarray(model.sample(["anything"], seed=[seed], steps=3, guidance=4.0)[0])
+            other = extractor(torch.from_numpy(drawn.transpose(2, 0, 1)[None].copy()))[0].double()
+            cosine = (own @ other / (own @ own * (other @ other)).sqrt()).item()
+            assert found["cosine"][row, k] == pytest.approx(cosine, abs=1e-5)
+            assert found["distance"][row, k] == pytest.approx((own - other).norm().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("closeness", "over", "scores"),
+    [
+        ("cosine", "max", [0.9, 0.2]),
+        ("cosine", "mean", [0.4, 0.1]),
+        ("distance", "max", [-1, -4]),
+        ("distance", "mean", [-2, -5]),
+    ],
+)
+def test_the_score_of_a_reconstruction_is_the_closest_picture_or_the_mean(
+    closeness: str, over: str, scores: list[float]
+) -> None:
+    attack = ReconstructionAttack(ReconstructionOptions(closeness=closeness, over=over))  # type: ignore[arg-type]
+    features = {"cosine": np.array([[0.9, -0.1], [0.0, 0.2]]), "distance": np.array([[1.0, 3.0], [6.0, 4.0]])}
+    np.testing.assert_allclose(attack.statistic(features), scores)
+    assert attack.measurement == ReconstructionAttack().measurement  # only the score differs: nothing is drawn again
+
+
+def test_an_extractor_that_cannot_be_had_is_missed_before_any_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(LoricaError, match="torch-fidelity"):
+        ReconstructionAttack(ReconstructionOptions(extractor="inception-768"))
+    with pytest.raises(LoricaError, match="inception-768"):
+        ReconstructionOptions(extractor="inception-769")
 
 
 class Listening(AnalyticModel):

@@ -60,7 +60,13 @@ class Subject:
     def sitting(self, rows: Sequence[int], seed: int) -> Sitting:
         """Some of the pictures before the model."""
         chosen = [self.pictures[row] for row in rows]
-        return Sitting(self.model, self.encoded.take(rows), seed, lambda: pixels(chosen, self.model.resolution))
+        return Sitting(
+            self.model,
+            self.encoded.take(rows),
+            seed,
+            lambda: pixels(chosen, self.model.resolution),
+            tuple(picture.caption for picture in chosen),
+        )
 
 
 def extract(

@@ -56,7 +56,8 @@ class Sitting:
         model: in eval mode.
         encoded: the batch.
         seed: of every draw.
-        pixels: gives the batch as the VAE sees it, (N, 3, H, W) in [-1, 1]; for attacks that change pictures.
+        pixels: gives the batch as the VAE sees it, for attacks that change or compare pictures.
+        captions: of the batch, for attacks that prompt the model; all others take them encoded.
 
     Attributes:
         latents: z_0 (N, C, h, w) float32 on the model's device.
@@ -66,12 +67,18 @@ class Sitting:
     """
 
     def __init__(
-        self, model: "LatentDiffusion", encoded: "Encoded", seed: int, pixels: Callable[[], Tensor] | None = None
+        self,
+        model: "LatentDiffusion",
+        encoded: "Encoded",
+        seed: int,
+        pixels: Callable[[], Tensor] | None = None,
+        captions: Sequence[str] = (),
     ) -> None:
         for part in (model.unet, model.text_encoder):
             if any(module.training for module in part.modules()):
                 raise RuntimeError(f"{type(part).__name__} is in training mode: an audit needs eval mode")
-        self.model, self.encoded, self.seed, self._load_pixels = model, encoded, seed, pixels
+        self.model, self.encoded, self.seed, self.captions = model, encoded, seed, captions
+        self._load_pixels = pixels
         self.latents = encoded.latents.to(model.device)
 
     # ----- questions --------------------------------------------------------------------------------------------
@@ -111,7 +118,7 @@ class Sitting:
         """Latents of one crop of each picture: square, placed and sized by keyed draws, scaled to full size."""
         draws = [keyed_uniform(self.encoded.ids, f"{purpose}.{what}", k, self.seed) for what in ("size", "y", "x")]
         crops = []
-        for picture, (size, y, x) in zip(self._pixels, torch.stack(draws, dim=1).tolist(), strict=True):
+        for picture, (size, y, x) in zip(self.pixels, torch.stack(draws, dim=1).tolist(), strict=True):
             side = picture.shape[-1]
             kept = max(1, round(side * (smallest + (1 - smallest) * size)))
             top, left = (min(int(place * (side - kept + 1)), side - kept) for place in (y, x))
@@ -120,7 +127,8 @@ class Sitting:
         return self.model.encode_pictures(torch.cat(crops)).to(self.model.device)
 
     @cached_property
-    def _pixels(self) -> Tensor:
+    def pixels(self) -> Tensor:
+        """The batch as the VAE sees it, (N, 3, H, W) in [-1, 1]."""
         assert self._load_pixels is not None, "this sitting has no pictures, only latents"
         return self._load_pixels()
 

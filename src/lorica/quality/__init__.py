@@ -3,6 +3,6 @@
 # Importing an extractor's module registers it.
 from lorica.quality import builtin, inception
 from lorica.quality.extractors import EXTRACTORS, Extractor
-from lorica.quality.metrics import fid, kid, measure
+from lorica.quality.metrics import features, fid, kid, measure
 
-__all__ = ["EXTRACTORS", "Extractor", "builtin", "fid", "inception", "kid", "measure"]
+__all__ = ["EXTRACTORS", "Extractor", "builtin", "features", "fid", "inception", "kid", "measure"]

@@ -9,11 +9,12 @@ from lorica.audit.attacks.mc_loss import McLossAttack
 from lorica.audit.attacks.nn_loss import NnLossAttack
 from lorica.audit.attacks.pfami import PfamiAttack
 from lorica.audit.attacks.pia import PiaAttack, PianAttack
+from lorica.audit.attacks.reconstruction import ReconstructionAttack
 from lorica.audit.attacks.secmi import SecmiAttack
 from lorica.audit.attacks.sima import SimaAttack
 
 __all__ = [
     "ATTACKS", "AdaptiveNnAttack", "Attack", "CalibratedLossAttack", "ClidAttack", "ClidVecAttack", "Features",
-    "Groups", "LossAttack", "McLossAttack", "NnLossAttack", "PfamiAttack", "PiaAttack", "PianAttack", "SecmiAttack",
-    "SimaAttack", "StatisticAttack", "register",
+    "Groups", "LossAttack", "McLossAttack", "NnLossAttack", "PfamiAttack", "PiaAttack", "PianAttack",
+    "ReconstructionAttack", "SecmiAttack", "SimaAttack", "StatisticAttack", "register",
 ]  # fmt: skip
