@@ -84,7 +84,11 @@ def audit(method: Method, *, members: int = 60, nonmembers: int = 120, seed: int
             "aux_nonmembers": nonmembers,
             "test_nonmembers": nonmembers,
         },
+        "captions": {"source": "constant", "used": 'the same for every picture: "sks person"'},
         "attacks": attacks,
+        "collection": {
+            "text": f"Taken together, the {members} test members score above the {nonmembers} non-members."
+        },
         "controls": {
             "base": {name: {"auc": auc, "covers_chance": _covers_chance(auc)} for name, auc in base.items()},
             "blind": {

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from analytic_model import AnalyticModel
 from lorica.audit import ATTACKS, AuditConfig, MembershipScores, run, runner
-from lorica.audit.attacks import Attack
+from lorica.audit.attacks import Attack, StatisticAttack
 from lorica.audit.attacks.mc_loss import McLossOptions
 from lorica.audit.controls import blind_scores, control
 from lorica.audit.extract import row_key
@@ -116,6 +116,8 @@ def test_every_registered_attack_convicts_a_lora_that_learned_its_pictures_by_he
         assert result["oracle_asr"]["value"] >= result["asr"]["value"]
     assert audit["verdict"]["leaks"] and audit["verdict"]["trusted"]
     assert audit["verdict"]["worst_attack"] in ATTACKS
+    assert audit["collection"]["detected"] and audit["collection"]["trusted"]
+    assert set(audit["collection"]["attacks"]) == {n for n in ATTACKS if issubclass(ATTACKS[n], StatisticAttack)}
     assert audit["controls"]["blind"]["fair"]
     assert set(audit["controls"]["base"]) == {name for name in ATTACKS if not ATTACKS[name].needs_base}
     assert all(control["covers_chance"] for control in audit["controls"]["base"].values())
@@ -123,16 +125,22 @@ def test_every_registered_attack_convicts_a_lora_that_learned_its_pictures_by_he
 
 def test_a_lora_that_learned_nothing_is_acquitted(innocent: Models, config: AuditConfig) -> None:
     audit = run(config)
-    assert not audit["verdict"]["leaks"]
+    assert not audit["verdict"]["leaks"] and not audit["collection"]["detected"]
     assert all(r["auc"]["low"] <= 0.5 <= r["auc"]["high"] for r in audit["attacks"].values())
     assert audit["attacks"]["calibrated-loss"]["auc"]["value"] == 0.5  # the LoRA is the base: every score is zero
+
+
+def test_a_collection_is_tested_on_fixed_scores_alone(memorised: Models, config: AuditConfig) -> None:
+    assert run(changed(config, attacks=["sima", "clid"]))["collection"] is None
+    assert run(changed(config, attacks=["sima", "loss"]))["collection"]["attacks"] == ["loss"]
 
 
 def test_audit_json_follows_its_schema(memorised: Models, config: AuditConfig) -> None:
     audit = run(changed(config, fail_if="auc>0.6"))
     assert json.loads((config.output / "audit.json").read_text()) == audit
     assert list(audit) == [
-        "schema", "provenance", "target", "captions", "counts", "attacks", "controls", "verdict", "warnings", "gate",
+        "schema", "provenance", "target", "captions", "counts", "attacks", "collection", "controls", "verdict",
+        "warnings", "gate",
     ]  # fmt: skip
     assert audit["schema"] == 1
     assert audit["provenance"]["config"]["settings"] == FAST

@@ -136,6 +136,7 @@ def test_adapt_audit_generate_and_report_work_one_after_the_other(
     assert found.code == 0, found.err
     result = json.loads((audit / "audit.json").read_text())
     assert result["verdict"]["text"].split()[0] in found.err
+    assert result["collection"]["text"] in found.err
     assert (audit / "report.html").stat().st_size > 1000
     drawn = lorica(
         *("generate", "--base", tiny_pipeline_folder, "--device", "cpu", "--lora", finished_run),

@@ -138,6 +138,7 @@ def test_hostile_text_arrives_as_text(lora: ReportRun, one: Page, tmp_path: Path
     audit["target"]["lora"] = audit["provenance"]["config"]["base"] = HOSTILE
     audit["provenance"]["versions"]["torch"] = HOSTILE
     audit["controls"]["blind"]["method"] = HOSTILE
+    audit["captions"]["used"] = audit["collection"]["text"] = HOSTILE
     hostile = replace(
         lora,
         label=HOSTILE,
@@ -183,10 +184,13 @@ def test_no_score_of_a_single_picture_is_in_the_page(lora: ReportRun, one: Page)
     assert not [score for group in scores.values() for score in group if repr(score) in one.source]
 
 
-def test_the_page_says_which_captions_the_model_was_asked_with(lora: ReportRun, tmp_path: Path) -> None:
-    used = 'the same for every picture: "sks"'
-    page = written([replace(lora, audit=lora.audit | {"captions": {"source": "constant", "used": used}})], tmp_path)
-    assert used in page.text.split("Provenance")[-1]
+def test_the_answer_about_the_whole_collection_stands_beside_the_verdict(lora: ReportRun, one: Page) -> None:
+    said = lora.audit["collection"]["text"]
+    assert one.text.index(lora.audit["verdict"]["text"]) < one.text.index(said) < one.text.index("Strongest attack")
+
+
+def test_the_page_says_which_captions_the_model_was_asked_with(lora: ReportRun, one: Page) -> None:
+    assert lora.audit["captions"]["used"] in one.text.split("Provenance")[-1]
 
 
 def test_missing_and_undefined_numbers_become_dashes(lora: ReportRun, tmp_path: Path) -> None:

@@ -206,8 +206,10 @@ def _demo(config: Any) -> None:
 
 
 def print_audit(audit: dict[str, Any]) -> None:
-    """The verdict and one line per attack."""
+    """The verdict, on single pictures and on all together, and one line per attack."""
     console.print(f"[bold]{escape(audit['verdict']['text'])}[/]")
+    if audit.get("collection"):
+        console.print(escape(audit["collection"]["text"]))
     first = next(iter(audit["attacks"].values()))
     table = Table(
         "attack",

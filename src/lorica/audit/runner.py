@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from lorica.artefacts import SPLIT_FILE, prepare_output, provenance, read_json, write_json
-from lorica.audit.attacks.base import Attack, Features, Groups
+from lorica.audit.attacks.base import Attack, Features, Groups, StatisticAttack
 from lorica.audit.captions import FILE, captioned, described
+from lorica.audit.collection import Halves, collection_test
 from lorica.audit.config import AuditConfig
 from lorica.audit.controls import METHOD, blind_scores, control, estimate
 from lorica.audit.extract import BASE, Subject, extract
@@ -43,12 +44,13 @@ def run(config: AuditConfig) -> dict[str, Any]:
     results: dict[str, dict[str, Any]] = {}
     scores: dict[str, MembershipScores] = {}
     on_base: dict[str, MembershipScores] = {}
+    halves: dict[str, dict[str, tuple[MembershipScores, MembershipScores]]] = {"target": {}, "base": {}}
     for name, attack in attacks.items():
         try:
-            auxiliary, scores[name] = _score(attack, features["target", name], split, config)
+            auxiliary, scores[name] = halves["target"][name] = _score(attack, features["target", name], split, config)
             results[name] = _result(attack, auxiliary, scores[name], config)
             if ("base", name) in features and not attack.needs_base:
-                _, on_base[name] = _score(attack, features["base", name], split, config)
+                _, on_base[name] = halves["base"][name] = _score(attack, features["base", name], split, config)
         except LoricaError as error:
             scores.pop(name, None)
             results.pop(name, None)
@@ -67,6 +69,7 @@ def run(config: AuditConfig) -> dict[str, Any]:
         "captions": described(config.captions),
         "counts": {group: len(split.groups[group]) for group in GROUPS},
         "attacks": results,
+        "collection": _collection(attacks, halves, config.seed),
         "controls": {"base": base_control, "blind": blind},
         "verdict": judge(
             scores, {name: attacks[name] for name in scores}, level=config.level, fprs=config.fprs,
@@ -224,6 +227,15 @@ def _result(
         },
         "scores": {"members": scores.members.tolist(), "nonmembers": scores.nonmembers.tolist()},
     }
+
+
+def _collection(attacks: Mapping[str, Attack], halves: Mapping[str, Halves], seed: int) -> dict[str, Any] | None:
+    """The test of the members as one collection, over the attacks whose scores are fixed; None where there is none."""
+    target, base = (
+        {name: pair for name, pair in halves[who].items() if isinstance(attacks[name], StatisticAttack)}
+        for who in ("target", "base")
+    )
+    return collection_test(target, base, seed=seed) if target else None
 
 
 def _objections(target: Mapping[str, Any], blind: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
