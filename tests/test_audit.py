@@ -416,7 +416,8 @@ def test_the_blind_baseline_finds_groups_that_differ_by_themselves(
 def test_an_unfair_split_makes_the_verdict_untrusted(innocent: Models, config: AuditConfig, tmp_path: Path) -> None:
     other = write_pictures(tmp_path / "other", COUNT, 3, word="photo")
     audit = run(changed(config, nonmembers=other, attacks=["loss"]))
-    assert not audit["controls"]["blind"]["fair"] and not audit["verdict"]["trusted"]
+    assert not audit["controls"]["blind"]["fair"]
+    assert not audit["verdict"]["trusted"] and not audit["collection"]["trusted"]
     assert "unfair" in audit["verdict"]["text"]
     assert any("unfair" in warning for warning in audit["warnings"])
 

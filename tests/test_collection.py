@@ -138,6 +138,11 @@ def test_a_base_model_that_is_convicted_as_well_takes_the_proof_away() -> None:
     assert found["detected"] and not found["trusted"] and "nothing is shown" in found["text"]
 
 
+def test_nothing_is_claimed_while_the_audit_is_not_to_be_trusted() -> None:
+    found = collection_test(halves(1.0, 0, (60,) * 4), {}, seed=0, fair=False)
+    assert found["detected"] and not found["trusted"] and "shows nothing" in found["text"]
+
+
 def test_no_attack_is_no_test() -> None:
     with pytest.raises(ValueError, match="at least one attack"):
         collection_scores({})

@@ -37,7 +37,7 @@ METHOD = (
 )
 
 
-def collection_test(target: Halves, base: Halves, *, seed: int) -> dict[str, Any]:
+def collection_test(target: Halves, base: Halves, *, seed: int, fair: bool = True) -> dict[str, Any]:
     """The entry "collection" of audit.json.
 
     Args:
@@ -45,11 +45,12 @@ def collection_test(target: Halves, base: Halves, *, seed: int) -> dict[str, Any
             like a test picture's.
         base: scores of the base model, which saw none of the pictures: the negative control. Empty without one.
         seed: of the subsets behind "pictures_needed".
+        fair: whether the audit's other controls hold; where they do not, nothing is claimed.
 
     Returns:
         {"p_value", "alpha", "detected": p_value <= alpha, "pictures_needed": see `pictures_needed`, "pictures":
-        {"members", "nonmembers"}, "attacks", "base": the same p-value on the base model, or None, "trusted": whether
-        the base model is not convicted too, "method", "text": sentences}.
+        {"members", "nonmembers"}, "attacks", "base": the same p-value on the base model, or None, "trusted": `fair`,
+        and the base model is not convicted too, "method", "text": sentences}.
 
     Raises:
         ValueError: no attack in `target`.
@@ -64,13 +65,13 @@ def collection_test(target: Halves, base: Halves, *, seed: int) -> dict[str, Any
         "pictures": {"members": len(scores.members), "nonmembers": len(scores.nonmembers)},
         "attacks": list(target),
         "base": None,
-        "trusted": True,
+        "trusted": fair,
         "method": METHOD,
     }
     if base:
         control = collection_scores(base)
         found["base"] = float(welch(control.members, control.nonmembers))
-        found["trusted"] = found["base"] > ALPHA
+        found["trusted"] = fair and found["base"] > ALPHA
     return found | {"text": _sentences(found)}
 
 
@@ -138,11 +139,13 @@ def _sentences(found: Mapping[str, Any]) -> str:
     against = f"the {nonmembers} non-members ({_shown(found['p_value'])}, one-sided)"
     if not found["detected"]:
         return f"{together} cannot be told from {against}: that they were trained on cannot be shown."
-    if not found["trusted"]:
+    if found["base"] is not None and found["base"] <= ALPHA:
         return (
             f"{together} score above {against}, but so they do on the base model, which saw none of them "
             f"({_shown(found['base'])}): the groups differ by themselves, and nothing is shown."
         )
+    if not found["trusted"]:
+        return f"{together} score above {against}, which shows nothing as long as the audit cannot be trusted."
     needed = found["pictures_needed"]
     few = f", already by {needed} of them" if needed is not None and needed < members else ""
     return f"{together} score above {against}: that they were trained on can be shown{few}."

@@ -69,7 +69,7 @@ def run(config: AuditConfig) -> dict[str, Any]:
         "captions": described(config.captions),
         "counts": {group: len(split.groups[group]) for group in GROUPS},
         "attacks": results,
-        "collection": _collection(attacks, halves, config.seed),
+        "collection": _collection(attacks, halves, config.seed, fair=not objections),
         "controls": {"base": base_control, "blind": blind},
         "verdict": judge(
             scores, {name: attacks[name] for name in scores}, level=config.level, fprs=config.fprs,
@@ -229,13 +229,15 @@ def _result(
     }
 
 
-def _collection(attacks: Mapping[str, Attack], halves: Mapping[str, Halves], seed: int) -> dict[str, Any] | None:
+def _collection(
+    attacks: Mapping[str, Attack], halves: Mapping[str, Halves], seed: int, *, fair: bool
+) -> dict[str, Any] | None:
     """The test of the members as one collection, over the attacks whose scores are fixed; None where there is none."""
     target, base = (
         {name: pair for name, pair in halves[who].items() if isinstance(attacks[name], StatisticAttack)}
         for who in ("target", "base")
     )
-    return collection_test(target, base, seed=seed) if target else None
+    return collection_test(target, base, seed=seed, fair=fair) if target else None
 
 
 def _objections(target: Mapping[str, Any], blind: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
