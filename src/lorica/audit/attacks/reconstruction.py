@@ -24,7 +24,10 @@ class ReconstructionOptions(Config):
     pictures: int = Field(3, ge=1, description="pictures drawn for each caption")
     steps: int = Field(10, ge=1, description="denoising steps of each (dpm++)")
     guidance: float = Field(
-        4.0, ge=0, description="classifier-free guidance scale; above 1 every step costs two UNet calls"
+        2.0,
+        ge=0,
+        description="classifier-free guidance scale; above 1 a step costs two UNet calls. Some guidance draws what "
+        "the caption is about, much of it overshoots",
     )
     extractor: str = Field(
         "builtin",
