@@ -132,12 +132,14 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 
 def _from_command_line(key: str, value: Any, field: FieldInfo | None) -> Any:
-    """A command line has text only: "1,2" for a tuple, "{a: 1}" for a mapping; pydantic converts single values."""
+    """A command line has text only: "1,2" for a tuple, "{a: {b: 1}}" for a mapping, which "a" or "a,b" names the keys
+    of; pydantic converts single values."""
     kinds = plain_types(field.annotation) if field is not None else []
     if isinstance(value, str) and tuple in kinds:
         return value.strip("()[] ").split(",")
     if isinstance(value, str) and dict in kinds:
-        return _parse(key, value)
+        parsed = _parse(key, value)
+        return {name.strip(): {} for name in parsed.split(",")} if isinstance(parsed, str) else parsed
     return value
 
 

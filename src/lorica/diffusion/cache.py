@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lorica.artefacts import write_bytes
 from lorica.data.pictures import Picture, pixels
+from lorica.data.views import View
 from lorica.diffusion.model import LatentDiffusion
 from lorica.errors import LoricaError
 from lorica.progress import bar
@@ -51,20 +52,40 @@ def encode(model: LatentDiffusion, pictures: Sequence[Picture], folder: Path | N
         LoricaError: the folder cannot be written or the disk is full (what was encoded before stays), a picture has
             vanished, or the model's numbers overflow.
     """
-    latent_keys = [_key(p.sha256, model.vae_fingerprint, str(model.resolution)) for p in pictures]
-    text_keys = [_key(p.caption, model.text_fingerprint) for p in pictures]
+    latents = encode_latents(model, pictures, folder)
+    contexts = encode_captions(model, [p.caption for p in pictures], folder)
+    return Encoded(latents, contexts, tuple(p.id for p in pictures))
+
+
+def encode_latents(
+    model: LatentDiffusion,
+    pictures: Sequence[Picture],
+    folder: Path | None = None,
+    views: Sequence[View] | None = None,
+) -> Tensor:
+    """Latents (N, C, h, w), float32 on the CPU, of pictures or of one view of each; otherwise as `encode`."""
+    seen = views or [View()] * len(pictures)
+    keys = [
+        _key(p.sha256, model.vae_fingerprint, str(model.resolution), *filter(None, [view.key]))
+        for p, view in zip(pictures, seen, strict=True)
+    ]
 
     def latent(row: int) -> Tensor:
-        return model.encode_pictures(pixels([pictures[row]], model.resolution))[0]
+        return model.encode_pictures(seen[row](pixels([pictures[row]], model.resolution)))[0]
+
+    return _through_cache("encoding pictures", keys, latent, folder and folder / "latents")
+
+
+def encode_captions(model: LatentDiffusion, captions: Sequence[str], folder: Path | None = None) -> Tensor:
+    """Embeddings (N, L, D), float32 on the CPU, of captions without a LoRA; otherwise as `encode`."""
+    keys = [_key(caption, model.text_fingerprint) for caption in captions]
 
     @torch.inference_mode()
     def context(row: int) -> Tensor:
-        return model.encode_captions([pictures[row].caption])[0]
+        return model.encode_captions([captions[row]])[0]
 
-    latents = _through_cache("encoding pictures", latent_keys, latent, folder and folder / "latents")
     with model.base_only():  # no key of the cache names a LoRA
-        contexts = _through_cache("encoding captions", text_keys, context, folder and folder / "captions")
-    return Encoded(latents, contexts, tuple(p.id for p in pictures))
+        return _through_cache("encoding captions", keys, context, folder and folder / "captions")
 
 
 def _key(*parts: str) -> str:
