@@ -31,8 +31,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lorica.adapt import AdaptConfig
+from lorica.adapt.pools import Pool, Pools
 from lorica.adapt.proxy import Proxy
-from lorica.adapt.step import Pool, Pools, Step
+from lorica.adapt.step import Step
 from lorica.artefacts import hardware, versions
 from lorica.diffusion import LatentDiffusion, LoraConfig, add_lora
 

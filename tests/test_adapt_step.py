@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from lorica.adapt import AdaptConfig, Proxy, ProxyConfig
 from lorica.adapt.draws import places, rows, timesteps_and_noise
-from lorica.adapt.step import Pool, Pools, Step
+from lorica.adapt.pools import Pool, Pools
+from lorica.adapt.step import Step
 from lorica.diffusion import LatentDiffusion, add_lora
 
 SIZES = {"train": 5, "aux members": 3, "aux non-members": 4}

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lorica.adapt import AdaptConfig, Diverged, run
-from lorica.adapt.step import Batch, Pool, Step
+from lorica.adapt.pools import Batch, Pool
+from lorica.adapt.step import Step
 
 RANK = int(os.environ.get("RANK", 0))
 

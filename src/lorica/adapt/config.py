@@ -1,10 +1,11 @@
 """The configuration of `lorica adapt`."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from lorica.adapt.defences import DEFENCES, chosen, explained
 from lorica.adapt.objectives import OBJECTIVES
 from lorica.adapt.proxy import ProxyConfig
 from lorica.config import Config
@@ -54,6 +55,12 @@ class AdaptConfig(Config):
         "paper", description="paper: proxy step, then LoRA step (algorithms 1 and 2); authors: the reverse"
     )
 
+    defences: dict[str, dict[str, Any]] = Field(
+        {},
+        description="names, e.g. augment,caption-dropout; options with --set, e.g. defences.caption-dropout.rate=0.2. "
+        f"Known, with their options: {explained()}",
+    )
+
     batch_size: int = Field(8, ge=1, description="pictures per step and process (paper: 1)")
     gradient_accumulation: int = Field(1, ge=1, description="batches summed up before an optimiser step")
     learning_rate: float = Field(1e-4, gt=0, description="eta_2 of AdamW on the LoRA (paper: 1e-4)")
@@ -85,3 +92,24 @@ class AdaptConfig(Config):
         if value not in list(OBJECTIVES):
             raise ValueError(f"known objectives: {', '.join(OBJECTIVES)}")
         return value
+
+    @field_validator("defences", mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        """Names alone stand for the defaults: "a,b", [a, b] or {a: , b: }."""
+        names = given.split(",") if isinstance(given, str) else given
+        if isinstance(names, list):
+            return {str(name).strip(): {} for name in names}
+        return {name: options or {} for name, options in names.items()} if isinstance(names, dict) else names
+
+    @field_validator("defences")
+    @classmethod
+    def _known_defences(cls, given: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return chosen(given)
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        for name, options in self.defences.items():
+            defence = DEFENCES[name]
+            defence.check(defence.Options(**options), self)
+        return self

@@ -6,6 +6,7 @@ with a batch of 2n, two processes with n each and two accumulated batches of n s
 """
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -55,7 +56,7 @@ def rows(where: range, size: int, stream: str, seed: int) -> Tensor:
 
 
 def timesteps_and_noise(
-    where: range, latent_shape: tuple[int, ...], timesteps: int, stream: str, seed: int
+    where: Sequence[int], latent_shape: tuple[int, ...], timesteps: int, stream: str, seed: int
 ) -> tuple[Tensor, Tensor]:
     """t (N,) int64 uniform in [0, timesteps) and eps (N, *latent_shape) standard normal for N places, on the CPU.
 

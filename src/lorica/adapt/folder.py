@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lorica.adapt.config import AdaptConfig
+from lorica.adapt.defences import DEFENCES
 from lorica.adapt.monitor import METRICS_FILE
 from lorica.adapt.state import completed_steps
 from lorica.artefacts import CONFIG_FILE, RUN_FILE, SPLIT_FILE, prepare_output, read_json, write_text
@@ -36,10 +37,11 @@ def check_output(config: AdaptConfig) -> None:
     if not (config.resume and file.exists()):
         return
     before = load(AdaptConfig, file=file)
+    free = FREE_ON_RESUME.difference(*(DEFENCES[name].settles for name in config.defences))
     changed = [
         f"{key} (was {_leaf(before, key)}, now {_leaf(config, key)})"
         for key, _ in walk(AdaptConfig)
-        if key not in FREE_ON_RESUME and _leaf(before, key) != _leaf(config, key)
+        if key not in free and _leaf(before, key) != _leaf(config, key)
     ]
     if changed:
         raise LoricaError(
@@ -56,12 +58,13 @@ def check_output(config: AdaptConfig) -> None:
 
 def finished(config: AdaptConfig) -> dict[str, Any] | None:
     """The record of the run to resume, when nothing is left of it to do."""
-    if not config.resume or completed_steps(config.output / RESUME_FILE) != config.steps:
+    if not config.resume or not all((config.output / name).is_file() for name in (RUN_FILE, PEFT_FILE, KOHYA_FILE)):
         return None
-    if not all((config.output / name).is_file() for name in (RUN_FILE, PEFT_FILE, KOHYA_FILE)):
-        return None
+    done = completed_steps(config.output / RESUME_FILE)
     record: dict[str, Any] = read_json(config.output / RUN_FILE, "record of the run")
-    return record if record["config"]["steps"] == config.steps else None
+    if stopped := record.get("stopped"):  # by a defence, and more steps change nothing
+        return record if done == stopped["step"] else None
+    return record if done == config.steps == record["config"]["steps"] else None
 
 
 def begin(config: AdaptConfig, split: Split) -> None:

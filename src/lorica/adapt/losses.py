@@ -65,7 +65,8 @@ class Validation:
     """The pictures whose validation loss is watched, members and non-members.
 
     Args:
-        encoded: {"val_member": ..., "val_nonmember": ...}.
+        encoded: {"val_member": ..., "val_nonmember": ...}: test groups; and where a defence watches the auxiliary
+            ones, "aux_member" and "aux_nonmember" too.
         captions: likewise, where the text encoder is trained and cached embeddings go stale; else empty.
         seed: of the run.
     """
@@ -75,9 +76,12 @@ class Validation:
     seed: int
 
     def __call__(self, model: LatentDiffusion) -> dict[str, float]:
-        """`val_member` and `val_nonmember`, and their difference `val_gap` (> 0: members fit better)."""
+        """`val_member` and `val_nonmember`, their difference `val_gap` (> 0: members fit better), and `aux_...`."""
         values = {name: validation_loss(model, self._current(model, name), self.seed) for name in self.encoded}
-        return values | {"val_gap": values["val_nonmember"] - values["val_member"]}
+        for kind in ("val", "aux"):
+            if f"{kind}_member" in values:
+                values[f"{kind}_gap"] = values[f"{kind}_nonmember"] - values[f"{kind}_member"]
+        return values
 
     @torch.inference_mode()
     def _current(self, model: LatentDiffusion, name: str) -> Encoded:

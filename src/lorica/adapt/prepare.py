@@ -2,18 +2,21 @@
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from lorica.adapt.config import AdaptConfig
+from lorica.adapt.defences import DEFENCES, Defence
 from lorica.adapt.draws import stable_seed
 from lorica.adapt.losses import Validation, expected_loss
 from lorica.adapt.objectives import OBJECTIVES
+from lorica.adapt.pools import Pool, Pools
 from lorica.adapt.proxy import Proxy
 from lorica.adapt.state import State
-from lorica.adapt.step import Pool, Pools, Step
+from lorica.adapt.step import Step
 from lorica.artefacts import SPLIT_FILE
 from lorica.data.pictures import read_folder
 from lorica.data.split import Split, make_split
@@ -33,6 +36,15 @@ class Job:
     validation: Validation
     captions: list[str]
     """Of the sample grid."""
+
+    @property
+    def defences(self) -> dict[str, Defence]:
+        return self.state.defences
+
+    @property
+    def stopped(self) -> str | None:
+        """Why a defence has ended the run before its time, if one has."""
+        return next((reason for defence in self.defences.values() if (reason := defence.stopped)), None)
 
 
 def connect(config: AdaptConfig) -> Accelerator:
@@ -65,8 +77,29 @@ def choose_split(config: AdaptConfig) -> Split:
     )  # fmt: skip
 
 
+def choose_defences(config: AdaptConfig, split: Split, processes: int) -> dict[str, Defence]:
+    """The defences of the run by name, in the order in which they act.
+
+    Raises:
+        LoricaError: one needs what is not there, or cannot work with these pictures or several processes.
+    """
+    defences: dict[str, Defence] = {}
+    for name, options in config.defences.items():
+        defence = DEFENCES[name]
+        if defence.alone and processes > 1:
+            raise LoricaError(f"defence {name} runs in one process only", "Start it without torchrun.")
+        defences[name] = defence(defence.Options(**options), config, len(split.members))
+    return defences
+
+
 def assemble(
-    config: AdaptConfig, accelerator: Accelerator, model: LatentDiffusion, split: Split, *, resuming: bool
+    config: AdaptConfig,
+    accelerator: Accelerator,
+    model: LatentDiffusion,
+    split: Split,
+    defences: dict[str, Defence],
+    *,
+    resuming: bool,
 ) -> Job:
     """Encode the pictures, add LoRA and attacker, and make their optimisers.
 
@@ -75,6 +108,7 @@ def assemble(
         accelerator: connects the processes; the main one encodes, the others read its cache.
         model: the base model.
         split: the pictures.
+        defences: as `choose_defences` made them.
         resuming: a checkpoint will be loaded, so that what is in it need not be measured.
     """
     identity = {
@@ -85,26 +119,30 @@ def assemble(
     cache = config.cache or config.output / "cache"
     with accelerator.main_process_first():
         encoded = {group: encode(model, pictures, cache) for group, pictures in split.groups.items()}
+        pools = _pools(config, model, split, encoded, list(defences.values()), cache)
     parameters, optimiser = _add_lora(config, model)
+    for defence in defences.values():
+        defence.attach(model, parameters)
     proxy, proxy_optimiser = None, None
     if OBJECTIVES[config.objective].needs_proxy:
         proxy, proxy_optimiser = _add_proxy(config, model, encoded, measure=not resuming)
     step = Step(
         model,
-        _pools(config, model, split, encoded),
+        pools,
         parameters,
         optimiser,
         proxy,
         proxy_optimiser,
         config,
         accelerator,
+        list(defences.values()),
     )
     return Job(
         model=model,
         split=split,
         step=step,
-        state=State(parameters, optimiser, proxy, proxy_optimiser, step.scaler, identity),
-        validation=_validation(config, split, encoded),
+        state=State(parameters, optimiser, proxy, proxy_optimiser, step.scaler, identity, defences),
+        validation=_validation(config, split, encoded, any(d.watches_aux for d in defences.values())),
         captions=config.sample_captions or [p.caption for p in split.groups["test_members"][:8]],
     )
 
@@ -143,13 +181,24 @@ def _add_proxy(
     )
 
 
-def _pools(config: AdaptConfig, model: LatentDiffusion, split: Split, encoded: dict[str, Encoded]) -> Pools:
+def _pools(
+    config: AdaptConfig,
+    model: LatentDiffusion,
+    split: Split,
+    encoded: dict[str, Encoded],
+    defences: list[Defence],
+    cache: Path,
+) -> Pools:
     def pool(name: str, *groups: str) -> Pool:
         contexts = None
         if not config.lora.text_encoder:
             contexts = torch.cat([encoded[group].contexts for group in groups]).to(model.device)
         latents = torch.cat([encoded[group].latents for group in groups]).to(model.device)
-        return Pool(name, latents, contexts, tuple(p.caption for group in groups for p in split.groups[group]))
+        pictures = [picture for group in groups for picture in split.groups[group]]
+        made = Pool(name, latents, contexts, tuple(picture.caption for picture in pictures))
+        for defence in defences:
+            made = defence.pool(made, pictures, model, cache)
+        return made
 
     return Pools(
         train=pool("train", "aux_members", "test_members"),
@@ -158,8 +207,10 @@ def _pools(config: AdaptConfig, model: LatentDiffusion, split: Split, encoded: d
     )
 
 
-def _validation(config: AdaptConfig, split: Split, encoded: dict[str, Encoded]) -> Validation:
+def _validation(config: AdaptConfig, split: Split, encoded: dict[str, Encoded], watch_aux: bool) -> Validation:
     groups = {"val_member": "test_members", "val_nonmember": "test_nonmembers"}
+    if watch_aux:
+        groups |= {"aux_member": "aux_members", "aux_nonmember": "aux_nonmembers"}
     shown = {name: range(min(config.validation_pictures, len(encoded[group]))) for name, group in groups.items()}
     captions = {name: [split.groups[group][i].caption for i in shown[name]] for name, group in groups.items()}
     return Validation(

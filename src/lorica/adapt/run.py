@@ -14,7 +14,7 @@ from lorica.adapt.folder import RESUME_FILE, begin, check_output, finished, sett
 from lorica.adapt.interrupt import interruptible
 from lorica.adapt.monitor import Monitor, read_metrics
 from lorica.adapt.objectives import OBJECTIVES
-from lorica.adapt.prepare import Job, assemble, choose_split, connect
+from lorica.adapt.prepare import Job, assemble, choose_defences, choose_split, connect
 from lorica.adapt.state import completed_steps
 from lorica.adapt.step import DTYPES
 from lorica.artefacts import RUN_FILE, provenance, write_json
@@ -46,6 +46,7 @@ def run(config: AdaptConfig) -> dict[str, Any]:
             console.print(f"The run in {escape(str(config.output))} is complete; to go further, raise --steps.")
         return record if main else {}
     split = choose_split(config)
+    defences = choose_defences(config, split, accelerator.num_processes)
     model = LatentDiffusion.load(
         config.base, device=str(accelerator.device), dtype=DTYPES[config.precision], config=config.base_config
     )
@@ -53,15 +54,15 @@ def run(config: AdaptConfig) -> dict[str, Any]:
     for note in [*split.notes, *model.caption_notes(captions)] if main else []:
         console.print(f"[yellow]note:[/] {escape(note)}")
     start = _common_start(config, accelerator)
-    job = assemble(config, accelerator, model, split, resuming=start > 0)
+    job = assemble(config, accelerator, model, split, defences, resuming=start > 0)
     if start:
         job.state.load(config.output / RESUME_FILE)
     if config.resume and main:
         console.print(f"Resuming after step {start} of {config.steps}." if start else "No checkpoint yet: step 0.")
     if main:
         begin(config, split)
-    _train(config, accelerator, job, start)
-    record = _finish(config, accelerator, job) if main else {}
+    done = _train(config, accelerator, job, start)
+    record = _finish(config, accelerator, job, done) if main else {}
     accelerator.wait_for_everyone()  # when run() returns, the files are there, whichever process asks
     return record
 
@@ -78,7 +79,10 @@ def _common_start(config: AdaptConfig, accelerator: Accelerator) -> int:
     return start
 
 
-def _train(config: AdaptConfig, accelerator: Accelerator, job: Job, start: int) -> None:
+def _train(config: AdaptConfig, accelerator: Accelerator, job: Job, start: int) -> int:
+    """Take the steps; returns how many have been taken in all, fewer than asked for where a defence ends the run."""
+    if job.stopped:
+        return start
     with _monitor(config, accelerator, start) as monitor, interruptible(accelerator) as interrupted:
         if monitor and start == 0:
             monitor.log(0, job.validation(job.model))
@@ -92,8 +96,7 @@ def _train(config: AdaptConfig, accelerator: Accelerator, job: Job, start: int) 
             if not (log or validate or draw or keep or stop):
                 continue
             _require(bool(job.step.finite), config, done)
-            save = keep or stop
-            if save:
+            if keep or stop or (validate and job.defences):
                 _require(all(bool(p.isfinite().all()) for p in job.state.weights()), config, done)
             if monitor:
                 row = {name: value.item() for name, value in values.items()} if log else {}
@@ -101,15 +104,22 @@ def _train(config: AdaptConfig, accelerator: Accelerator, job: Job, start: int) 
                 with monitor.aside():
                     row |= job.validation(job.model) if validate else {}
                     _require(all(isfinite(row[name]) for name in row if name != "grad_norm"), config, done)
+                    if validate:
+                        for defence in job.defences.values():
+                            defence.validated(done, row)
                     if row:
                         monitor.log(done, row)
-                    if draw:
+                    if draw or (job.stopped and config.sample_every):
                         monitor.samples(done, job.model.sample(job.captions, seed=config.seed, progress=False))
-                    if save:  # last, as it says that all else is done
-                        _save(config, job, done, keep=keep and config.keep_checkpoints)
+                    if keep or stop or job.stopped:  # last, as it says that all else is done
+                        _save(config, job, done, keep=config.keep_checkpoints and bool(keep or job.stopped))
+            if job.stopped:
+                console.print(f"Ended after step {done} of {config.steps}: {job.stopped}.")
+                return done
             if stop:
                 accelerator.wait_for_everyone()  # a process that ends early has torchrun kill the one that still saves
                 raise KeyboardInterrupt(f"the state after step {done} is saved; go on with --resume")
+    return config.steps
 
 
 def _monitor(config: AdaptConfig, accelerator: Accelerator, start: int) -> AbstractContextManager[Monitor | None]:
@@ -140,18 +150,24 @@ def _require(fine: bool, config: AdaptConfig, step: int) -> None:
     )
 
 
-def _finish(config: AdaptConfig, accelerator: Accelerator, job: Job) -> dict[str, Any]:
+def _finish(config: AdaptConfig, accelerator: Accelerator, job: Job, done: int) -> dict[str, Any]:
     """Write the LoRA files, then run.json, which says that the run is complete."""
+    stopped, steps = job.stopped, done
+    for defence in job.defences.values():
+        steps = defence.finish(steps)
     save_lora(job.model.pipeline, config.output, base_fingerprint=job.model.fingerprint)
     rows = read_metrics(config.output)
     seconds = [row["step_seconds"] for row in rows if "step_seconds" in row]
-    validated = [row for row in rows if "val_member" in row] or [job.validation(job.model)]
-    drawn = config.steps * config.batch_size * config.gradient_accumulation * accelerator.num_processes
+    validated = [row for row in rows if "val_member" in row and row["step"] <= steps] or [job.validation(job.model)]
+    drawn = steps * config.batch_size * config.gradient_accumulation * accelerator.num_processes
     result = provenance(settled(config).model_dump(mode="json"), config.seed) | {
         "base_fingerprint": job.model.fingerprint,
         "counts": {group: len(pictures) for group, pictures in job.split.groups.items()},
+        "steps": steps,
         "steps_per_picture": drawn / len(job.split.members),
-        "augmentation": "none",
+        "stopped": {"step": done, "why": stopped} if stopped else None,
+        "augmentation": ", ".join(d.augmentation for d in job.defences.values() if d.augmentation) or "none",
+        "defences": {name: config.defences[name] | defence.facts(steps) for name, defence in job.defences.items()},
         "processes": accelerator.num_processes,
         "step_seconds_median": median(seconds) if seconds else None,
         "val_member": validated[-1]["val_member"],

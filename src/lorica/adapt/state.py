@@ -1,7 +1,7 @@
 """Checkpoints: all that a run needs to go on exactly where it was, in one file that appears whole or not at all."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from lorica.adapt.defences import Defence
 from lorica.adapt.proxy import Proxy
 from lorica.artefacts import write_bytes
 from lorica.errors import LoricaError
@@ -27,6 +28,7 @@ class State:
         scaler: of fp16 gradients; disabled otherwise.
         identity: {what: value} of things outside the configuration that must be the same for the run to go on, e.g.
             {"base model": "3f2a..."}.
+        defences: by name; some have a state of their own.
     """
 
     parameters: list[nn.Parameter]
@@ -35,6 +37,7 @@ class State:
     proxy_optimiser: torch.optim.Optimizer | None
     scaler: torch.amp.GradScaler
     identity: dict[str, str]
+    defences: dict[str, Defence] = field(default_factory=dict)
 
     def weights(self) -> list[nn.Parameter]:
         """Of both players."""
@@ -46,6 +49,8 @@ class State:
         if self.proxy is not None and self.proxy_optimiser is not None:
             tensors |= {f"proxy.{name}": tensor for name, tensor in self.proxy.state_dict().items()}
             tensors |= _moments("proxy_optimiser", self.proxy_optimiser)
+        for name, defence in self.defences.items():
+            tensors |= {f"defence.{name}.{key}": tensor for key, tensor in defence.state().items()}
         header = {"step": step, "identity": self.identity, "scaler": self.scaler.state_dict()}
         content = save(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
@@ -78,6 +83,8 @@ class State:
             if self.proxy is not None and self.proxy_optimiser is not None:
                 self.proxy.load_state_dict(_under("proxy", tensors))
                 _restore("proxy_optimiser", self.proxy_optimiser, tensors)
+            for name, defence in self.defences.items():
+                defence.load_state(_under(f"defence.{name}", tensors))
             self.scaler.load_state_dict(header["scaler"])
         except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
             raise _unusable(file, error) from error

@@ -13,16 +13,19 @@ maps come from one call in the order `paper`: the proxy's 2 F then carry a graph
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from lorica.adapt.config import AdaptConfig
+from lorica.adapt.defences import Defence
 from lorica.adapt.draws import places, rows, stable_seed, timesteps_and_noise
 from lorica.adapt.gain import mi_gain
 from lorica.adapt.objectives import OBJECTIVES
+from lorica.adapt.pools import Batch, Draw, Pool, Pools
 from lorica.adapt.proxy import Proxy
 from lorica.diffusion import LatentDiffusion
 
@@ -34,38 +37,6 @@ ONE_CALL_POSITIONS = 128
 
 Maps = tuple[Tensor, Tensor]
 """Squared-error maps (N, C, h, w) float32 and their timesteps (N,)."""
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Encoded pictures of one group on the training device; `contexts` is None while the text encoder is trained."""
-
-    name: str
-    latents: Tensor
-    contexts: Tensor | None
-    captions: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.latents)
-
-
-@dataclass(frozen=True)
-class Pools:
-    """What a step may draw from: D_tr, and the two halves of D_aux."""
-
-    train: Pool
-    aux_members: Pool
-    aux_nonmembers: Pool
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Pictures of a pool (rows (N,), on the CPU), each with a timestep t (N,) and noise (N, C, h, w) on the device."""
-
-    pool: Pool
-    rows: Tensor
-    t: Tensor
-    noise: Tensor
 
 
 class Step:
@@ -83,6 +54,7 @@ class Step:
         proxy_optimiser: of h.
         config: of the run.
         accelerator: connects the processes.
+        defences: take part in every step, in this order.
     """
 
     def __init__(
@@ -95,10 +67,11 @@ class Step:
         proxy_optimiser: torch.optim.Optimizer | None,
         config: AdaptConfig,
         accelerator: Accelerator,
+        defences: Sequence[Defence] = (),
     ) -> None:
         self.model, self.pools, self.parameters, self.optimiser = model, pools, parameters, optimiser
         self.proxy, self.proxy_optimiser = proxy, proxy_optimiser
-        self.config, self.accelerator = config, accelerator
+        self.config, self.accelerator, self.defences = config, accelerator, defences
         self.objective = OBJECTIVES[config.objective](config.lam, config.delta)
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=config.precision == "fp16")
         self.finite = torch.ones((), dtype=torch.bool, device=model.device)
@@ -108,8 +81,8 @@ class Step:
         """Take step `step` (from 0).
 
         Returns:
-            Detached scalars on the device: loss, adaptation_loss, grad_norm (before clipping), and with a proxy gain
-            (in the LoRA step) and proxy_gain (in its own).
+            Detached scalars on the device: loss, adaptation_loss, grad_norm (before clipping), with a proxy gain (in
+            the LoRA step) and proxy_gain (in its own), and what the defences have to say.
         """
         # Only dropout uses the global generator; seeding it here keeps a resumed run on the same track.
         _seed_global(stable_seed(self.config.seed, "dropout", step, self.accelerator.process_index), self.model.device)
@@ -152,7 +125,9 @@ class Step:
             self.proxy.requires_grad_(False)  # a fixed function here: no gradient is computed for its own weights
         parts = self.config.gradient_accumulation
         means: dict[str, Tensor] = {}
-        with self.model.training():
+        with self.model.training(), ExitStack() as defended:
+            for defence in self.defences:
+                defended.enter_context(defence.gradients(step))
             for part in range(parts):
                 values = self._loss(*(ready or self._maps(self._lora_batches(step * parts + part))))
                 self.scaler.scale(values["loss"] / parts).backward()
@@ -171,18 +146,26 @@ class Step:
 
     def _loss(self, maps: Tensor, t: Tensor) -> dict[str, Tensor]:
         """Loss, adaptation loss and MI gain, with graph, from the maps of `_lora_batches`."""
-        count = self.config.batch_size
-        adaptation_loss = maps[:count].mean()
+        count = self.config.batch_size if self.proxy is not None else len(maps)  # a defence may draw more or fewer
+        values = self._adaptation_loss(maps[:count], t[:count])
+        adaptation_loss = values["adaptation_loss"]
         if self.proxy is None:
-            return {"loss": self.objective.loss(adaptation_loss, None), "adaptation_loss": adaptation_loss}
+            return {"loss": self.objective.loss(adaptation_loss, None)} | values
         # The attacker sees L_ada's own maps when draws are shared, those of the second draw otherwise.
         first = count if self.config.draws == "independent" else 0
         gain = self._gain(self.proxy(maps[first:], t[first:]), count)
-        return {
-            "loss": self.objective.loss(adaptation_loss, gain),
-            "adaptation_loss": adaptation_loss,
-            "gain": gain,
-        }
+        return {"loss": self.objective.loss(adaptation_loss, gain)} | values | {"gain": gain}
+
+    def _adaptation_loss(self, maps: Tensor, t: Tensor) -> dict[str, Tensor]:
+        """L_ada over the batch, after the defences have had their say, and their numbers."""
+        if not self.defences:
+            return {"adaptation_loss": maps.mean()}
+        losses = maps.flatten(1).mean(1)
+        numbers: dict[str, Tensor] = {}
+        for defence in self.defences:
+            losses, more = defence.losses(losses, t)
+            numbers |= more
+        return {"adaptation_loss": losses.mean()} | numbers
 
     def _gain(self, logits: Tensor, members: int) -> Tensor:
         if self.config.mi_gain == "full":
@@ -228,10 +211,22 @@ class Step:
 
     def _batch(self, pool: Pool, index: int, purpose: str) -> Batch:
         """Batch `index` of this process from the stream of samples for one purpose."""
-        a, seed, stream = self.accelerator, self.config.seed, f"{purpose}: {pool.name}"
+        draw = self._draw(pool, index, f"{purpose}: {pool.name}")
+        t, noise = timesteps_and_noise(
+            draw.places, self.model.latent_shape, self.model.train_timesteps, draw.stream, self.config.seed
+        )
+        batch = Batch(pool, draw, draw.rows, draw.rows, self._send(t), self._send(noise))
+        for defence in self.defences:
+            batch = defence.batch(batch)
+        return batch
+
+    def _draw(self, pool: Pool, index: int, stream: str) -> Draw:
+        for defence in self.defences:
+            if (draw := defence.draw(pool, index)) is not None:
+                return draw
+        a, seed = self.accelerator, self.config.seed
         where = places(self.config.batch_size, index, a.process_index, a.num_processes)
-        t, noise = timesteps_and_noise(where, self.model.latent_shape, self.model.train_timesteps, stream, seed)
-        return Batch(pool, rows(where, len(pool), stream, seed), self._send(t), self._send(noise))
+        return Draw(stream, where, rows(where, len(pool), stream, seed))
 
     def _send(self, x: Tensor) -> Tensor:
         """To the device without waiting for it, which takes pinned memory."""
@@ -247,10 +242,12 @@ class Step:
 
     def _contexts(self, batches: Sequence[Batch]) -> Tensor:
         """Caption embeddings; where the text encoder is trained, each different caption goes through it once."""
-        cached = [batch.pool.contexts[self._send(batch.rows)] for batch in batches if batch.pool.contexts is not None]
+        cached = [
+            batch.pool.contexts[self._send(batch.captions)] for batch in batches if batch.pool.contexts is not None
+        ]
         if cached:
             return torch.cat(cached)
-        captions = [batch.pool.captions[row] for batch in batches for row in batch.rows.tolist()]
+        captions = [batch.pool.caption(row) for batch in batches for row in batch.captions.tolist()]
         place = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
         return self.model.encode_captions(list(place))[self._send(torch.tensor([place[c] for c in captions]))]
 

@@ -22,7 +22,8 @@ def training_facts(lora: Path) -> dict[str, Any]:
     without them says little.
 
     Returns:
-        Some of {"objective", "lam", "steps", "steps_per_picture", "augmentation", "base_fingerprint"}.
+        Some of {"objective", "lam", "steps", "steps_per_picture", "augmentation", "defences",
+        "base_fingerprint"}.
     """
     folder = find_run(lora)
     if folder is None:
@@ -31,6 +32,8 @@ def training_facts(lora: Path) -> dict[str, Any]:
     config = record.get("config") or yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")) or {}
     facts = {key: config.get(key) for key in ("objective", "lam", "steps")}
     facts |= {key: record.get(key) for key in ("steps_per_picture", "augmentation", "base_fingerprint")}
+    facts["steps"] = record.get("steps", facts["steps"])  # a defence may have ended the run before its time
+    facts["defences"] = ", ".join(config.get("defences") or {}) or None
     done = _checkpoint_step(lora, folder)
     if done is not None and facts["steps"]:
         if facts["steps_per_picture"] is not None:
