@@ -23,13 +23,17 @@ from lorica.adapt.folder import RESUME_FILE
 from lorica.adapt.state import completed_steps
 
 STEPS = 12
+DEFENCES = {
+    "augment": {"views": 2}, "caption-dropout": {"rate": 0.5}, "early-stopping": {"patience": 9},
+    "skip-low-loss": {"levels": 2},
+}  # fmt: skip
 
 
 def configured(pictures: Path, model: Path, output: Path, *, resume: bool) -> AdaptConfig:
     return AdaptConfig(
         data=pictures, base=str(model), output=output, steps=STEPS, batch_size=2, objective="smp-lora", device="cpu",
         learning_rate=1e-2, log_every=1, validate_every=4, validation_pictures=2, sample_every=0, checkpoint_every=1,
-        lora={"rank": 2, "text_encoder": True, "dropout": 0.1}, resume=resume,
+        lora={"rank": 2, "text_encoder": True, "dropout": 0.1}, defences=DEFENCES, resume=resume,
     )  # fmt: skip
 
 

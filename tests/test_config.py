@@ -100,6 +100,11 @@ def test_text_from_a_command_line_becomes_the_type_of_its_key() -> None:
     resolved = load(Example, options=options)
     assert (resolved.steps, resolved.counts, resolved.lora.learning_rate) == (5, (1, 2), 1e-3)
     assert resolved.settings == {"loss": {"draws": 3}}
+
+
+def test_names_on_a_command_line_are_the_keys_of_a_mapping_and_keep_what_was_set_before() -> None:
+    resolved = load(Example, assignments=["settings.loss.draws=3"], options={"settings": "loss, other"})
+    assert resolved.settings == {"loss": {"draws": 3}, "other": {}}
     assert load(Example, options={"captions": ["a, b"]}).captions == ["a, b"]
 
 

@@ -21,6 +21,7 @@ from lorica.data.views import View
 from lorica.diffusion import LatentDiffusion, LoraConfig, add_lora, encode
 from lorica.diffusion.per_sample import PerSampleGradients, clipped_sum
 from lorica.errors import LoricaError
+from test_adapt_step import setup
 
 Adapt = Callable[..., dict[str, Any]]
 
@@ -76,7 +77,8 @@ def test_every_defence_runs_from_the_command_line_to_lora_files(
     assert set(record["defences"]) == {name}
     assert OPTIONS[name].items() <= record["defences"][name].items()
     assert (tmp_path / "run" / WEIGHTS).is_file()
-    assert training_facts(tmp_path / "run")["defences"] == name
+    facts = training_facts(tmp_path / "run")
+    assert facts["defences"] == name and ("claimed_delta" in facts) == (name == "dp-lora")
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -106,6 +108,31 @@ def test_every_defence_changes_what_is_learnt(name: str, adapt: Adapt, tmp_path:
     adapt(output=tmp_path / "plain", objective="lora")
     adapt(objective="lora", defences={name: OPTIONS[name]})
     assert weights(tmp_path / "run") != weights(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_defence_reads_a_number_back_from_the_device(
+    name: str, tiny_model: LatentDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs(name)
+    s = setup(tiny_model, "lora", defences={name: OPTIONS[name]})
+    defence = DEFENCES[name](DEFENCES[name].Options(**s.config.defences[name]), s.config, len(s.pools.train))
+    defence.attach(tiny_model, s.parameters)
+    s.step.defences = [defence]
+    train = s.pools.train  # with as many views as there may be, and a caption more
+    latents, contexts = train.latents.repeat(9, 1, 1, 1), torch.cat([train.contexts, train.contexts[:1]])
+    s.step.pools = replace(s.pools, train=replace(train, latents=latents, contexts=contexts))
+    s.step.optimiser = torch.optim.AdamW(s.parameters, lr=1e-4, fused=True)
+    s.step(0)
+
+    def refuse(*args: Any) -> Any:
+        raise AssertionError("a GPU would be waited for")
+
+    with monkeypatch.context() as patch:
+        for method in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__"):
+            patch.setattr(torch.Tensor, method, refuse)
+        values = s.step(1)
+    assert values["loss"].item() >= 0
 
 
 def test_defences_go_together_and_with_the_min_max_objectives_and_a_trained_text_encoder(
@@ -383,8 +410,6 @@ class TestDpLora:
         pytest.importorskip("opacus")
 
     def step(self, model: LatentDiffusion, **options: Any) -> Any:
-        from test_adapt_step import setup
-
         s = setup(model, "lora", defences={"dp-lora": {"deterministic": True} | options}, max_grad_norm=1e9)
         defence = DpLora(DpLora.Options(**s.config.defences["dp-lora"]), s.config, len(s.pools.train))
         defence.attach(model, s.parameters)

@@ -5,8 +5,9 @@ import re
 import sys
 from pathlib import Path
 
-from lorica.adapt import OBJECTIVES
+from lorica.adapt import DEFENCES, OBJECTIVES, AdaptConfig
 from lorica.audit import ATTACKS
+from lorica.config import walk
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -32,7 +33,21 @@ def objectives() -> str:
     )
 
 
-TABLES = {"attacks": attacks, "objectives": objectives}
+def defences() -> str:
+    """The registry, then the options of a run that are defences by themselves."""
+    lines = ["| defence | what it does | options (default) | source |", "|---|---|---|---|"]
+    for name in DEFENCES:
+        fields = DEFENCES[name].Options.model_fields.items()
+        options = ", ".join(f"`{key}` ({'none' if f.default is None else f.default})" for key, f in fields)
+        lines.append(f"| `{name}` | {DEFENCES[name].summary} | {options} | {DEFENCES[name].source} |")
+    leaves = dict(walk(AdaptConfig))
+    for key in ("lora.dropout", "lora.rank", "weight_decay", "steps"):
+        flag = key.replace(".", "-").replace("_", "-")
+        lines.append(f"| no name: `--{flag}` | {leaves[key].description} | ({leaves[key].default}) | |")
+    return "\n".join(lines)
+
+
+TABLES = {"attacks": attacks, "defences": defences, "objectives": objectives}
 
 
 def filled(text: str) -> str:

@@ -102,7 +102,7 @@ def _leaf_parameter(key: str, field: FieldInfo, *, argument: bool) -> inspect.Pa
     """A typer parameter. Values stay strings: the configuration class checks them, for all sources alike."""
     shown = escape(field.description or "")
     default = field.get_default(call_default_factory=True)
-    if default is not PydanticUndefined and default not in (None, [], ""):
+    if default is not PydanticUndefined and default not in (None, [], "", {}):
         shown += escape(f" [default: {default}]")
     name = _identifier(key)
     kinds = set(_plain_types(field.annotation))

@@ -23,7 +23,7 @@ def training_facts(lora: Path) -> dict[str, Any]:
 
     Returns:
         Some of {"objective", "lam", "steps", "steps_per_picture", "augmentation", "defences",
-        "base_fingerprint"}.
+        "claimed_epsilon", "claimed_delta", "base_fingerprint"}; epsilon and delta of differential privacy.
     """
     folder = find_run(lora)
     if folder is None:
@@ -34,6 +34,8 @@ def training_facts(lora: Path) -> dict[str, Any]:
     facts |= {key: record.get(key) for key in ("steps_per_picture", "augmentation", "base_fingerprint")}
     facts["steps"] = record.get("steps", facts["steps"])  # a defence may have ended the run before its time
     facts["defences"] = ", ".join(config.get("defences") or {}) or None
+    for told in (record.get("defences") or {}).values():
+        facts |= {f"claimed_{key}": told[key] for key in ("epsilon", "delta") if "epsilon" in told}
     done = _checkpoint_step(lora, folder)
     if done is not None and facts["steps"]:
         if facts["steps_per_picture"] is not None:

@@ -26,7 +26,7 @@ class CaptionDropout(Defence[CaptionDropoutConfig]):
     """Replaces a drawn picture's caption by the empty one with probability `rate`."""
 
     summary = "shows a picture with the empty caption now and then: a caption points less clearly to one picture"
-    source = "arXiv 2207.12598 (the usual 0.1); against copying: arXiv 2305.20086, section 6"
+    source = "arXiv 2207.12598 (for guidance); against copying, captions changed at random: arXiv 2305.20086"
     Options = CaptionDropoutConfig
 
     def pool(self, pool: Pool, pictures: Sequence[Picture], model: LatentDiffusion, cache: Path) -> Pool:

@@ -120,7 +120,7 @@ class DpLora(Defence[DpLoraConfig]):
 
     def facts(self, steps: int) -> dict[str, Any]:
         epsilon, o = self.account.epsilon(self.sigma, steps), self.options
-        claimed = {"epsilon": epsilon}
+        claimed: dict[str, float | None] = {"epsilon": epsilon}
         if o.deterministic:
             claimed = {"epsilon": None, "epsilon_if_the_seed_were_secret": epsilon}
         return claimed | {
