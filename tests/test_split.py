@@ -435,6 +435,30 @@ def test_pictures_of_one_side_from_several_folders_cannot_be_saved(data, tmp_pat
     assert not (tmp_path / "split.json").exists()
 
 
+def test_a_side_may_mix_the_two_folders_of_a_split_and_is_found_again_after_both_moved(data, tmp_path):
+    """As the shadows of a run with its own folder of non-members have it; the folders share a file name."""
+    other = fill(tmp_path / "other", 20, first=100)
+    put(other, "000.png", picture_of(500), "another blur of that name")
+    whole = make_split(read_folder(data), read_folder(other), seed=0)
+    mixed = make_split([*whole.members, *whole.nonmembers], seed=1)
+    assert "several folders" in refusal(lambda: mixed.save(tmp_path / "split.json"))
+    mixed = Split(mixed.groups, 1, roots=(data, other))
+    mixed.save(tmp_path / "split.json")
+    assert hashes(Split.load(tmp_path / "split.json")) == hashes(mixed)
+    data.rename(tmp_path / "moved")
+    other.rename(tmp_path / "moved too")
+    found = Split.load(tmp_path / "split.json", data=tmp_path / "moved", nonmember_data=tmp_path / "moved too")
+    assert hashes(found) == hashes(mixed)
+    assert {p.caption for p in found.members} == {p.caption for p in mixed.members}
+
+
+def test_a_picture_from_a_third_folder_cannot_be_saved(data, tmp_path):
+    other, third = fill(tmp_path / "other", 20, first=100), fill(tmp_path / "third", 5, first=300)
+    split = make_split([*read_folder(data), *read_folder(third)], seed=0)
+    split = Split(split.groups, 0, roots=(data, other))
+    assert "several folders" in refusal(lambda: split.save(tmp_path / "split.json"))
+
+
 def test_a_split_that_cannot_be_written_says_so(saved, data):
     split, _ = saved
     assert "cannot write" in refusal(lambda: split.save(data / "000.png" / "split.json"))

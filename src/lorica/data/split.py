@@ -31,6 +31,8 @@ class Split:
     """Sentences that belong beside every result on this split."""
     duplicates: dict[str, Any] = field(default_factory=dict)
     """Method, number and list of the (near-)duplicates that lie in two different groups."""
+    roots: tuple[Path, Path] | None = field(default=None, compare=False)
+    """Folders of members and of non-members. Needed only where one side has pictures of both folders."""
 
     @property
     def members(self) -> list[Picture]:
@@ -54,14 +56,16 @@ class Split:
 
     def save(self, path: Path) -> None:
         """Write the split as JSON: names and hashes of the pictures, never their captions."""
+        members, nonmembers = self.roots or (_root(self.members), _root(self.nonmembers))
+        roots = {"members": str(members), "nonmembers": str(nonmembers)}
         write_json(
             path,
             {
                 "version": VERSION,
                 "seed": self.seed,
-                "roots": {"members": _root(self.members), "nonmembers": _root(self.nonmembers)},
+                "roots": roots,
                 "groups": {
-                    group: [{"name": picture.name, "sha256": picture.sha256} for picture in self.groups[group]]
+                    group: [_entry(picture, group.split("_")[1], roots) for picture in self.groups[group]]
                     for group in GROUPS
                 },
                 "notes": self.notes,
@@ -92,14 +96,10 @@ class Split:
         stored = parse(path)
         if nonmember_data is None and stored.roots.members == stored.roots.nonmembers:
             nonmember_data = data
-        folders = {
-            "members": data or Path(stored.roots.members),
-            "nonmembers": nonmember_data or Path(stored.roots.nonmembers),
-        }
-        groups: dict[str, list[Picture]] = {}
-        for side, folder in folders.items():
-            groups |= find(stored.side(side), folder, captions_required=captions_required)
-        return cls(groups, stored.seed, stored.notes, stored.duplicates)
+        members, nonmembers = data or Path(stored.roots.members), nonmember_data or Path(stored.roots.nonmembers)
+        roots = {"members": members, "nonmembers": nonmembers}
+        groups = find(stored, roots, captions_required=captions_required)
+        return cls(groups, stored.seed, stored.notes, stored.duplicates, (members.resolve(), nonmembers.resolve()))
 
 
 def make_split(
@@ -261,11 +261,32 @@ def _across_groups(pairs: list[Duplicate], groups: dict[str, list[Picture]]) -> 
     return record, [f"{kinds[kind]} {sentence}" for kind, sentence in sentences.items() if kinds[kind]]
 
 
-def _root(pictures: list[Picture]) -> str:
-    roots = {str(picture.file.parents[picture.name.count("/")]) for picture in pictures}
+def _folder(picture: Picture) -> Path:
+    """The root folder that its name is relative to."""
+    return picture.file.parents[picture.name.count("/")]
+
+
+def _entry(picture: Picture, side: str, roots: dict[str, str]) -> dict[str, str]:
+    """A picture as the file has it; its folder is named only where it is the other side's."""
+    entry = {"name": picture.name, "sha256": picture.sha256}
+    folder = str(_folder(picture))
+    if folder == roots[side]:
+        return entry
+    other = [name for name, root in roots.items() if root == folder]
+    if not other:
+        raise _several_folders({folder, *roots.values()})
+    return entry | {"root": other[0]}
+
+
+def _root(pictures: list[Picture]) -> Path:
+    roots = {_folder(picture) for picture in pictures}
     if len(roots) != 1:
-        raise LoricaError(
-            f"the pictures of one side come from several folders: {', '.join(sorted(roots))}",
-            "Put them into one folder (sub-folders are read too).",
-        )
+        raise _several_folders(set(map(str, roots)))
     return roots.pop()
+
+
+def _several_folders(roots: set[str]) -> LoricaError:
+    return LoricaError(
+        f"the pictures of one side come from several folders: {', '.join(sorted(roots))}",
+        "Put them into one folder (sub-folders are read too).",
+    )

@@ -1,7 +1,8 @@
 """A split on disk: JSON that may come from anyone, checked field by field before its pictures are looked for."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
@@ -21,6 +22,8 @@ class Entry(Config):
 
     name: Annotated[str, AfterValidator(relative_name)]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    root: Literal["members", "nonmembers"] | None = None
+    """Which of the two folders it lies in; by default that of its own side. The splits of shadows mix them."""
 
 
 class Roots(Config):
@@ -40,9 +43,13 @@ class StoredSplit(Config):
     notes: list[str]
     duplicates: dict[str, Any]
 
-    def side(self, side: str) -> dict[str, list[Entry]]:
-        """The two groups of the "members" or of the "nonmembers"."""
-        return {group: self.groups[group] for group in GROUPS if group.endswith(f"_{side}")}
+    def root(self, group: str, entry: Entry) -> Literal["members", "nonmembers"]:
+        """Which of the two folders a picture of a group lies in."""
+        return entry.root or ("members" if group.endswith("_members") else "nonmembers")
+
+    def hashes(self, *groups: str) -> list[str]:
+        """SHA-256 of the pictures of some groups."""
+        return [entry.sha256 for group in groups for entry in self.groups[group]]
 
 
 def parse(path: Path) -> StoredSplit:
@@ -76,7 +83,7 @@ def _refuse_overlapping_groups(path: Path, stored: StoredSplit) -> None:
     for group in GROUPS:
         side = group.split("_")[1]
         for entry in stored.groups[group]:
-            place = (getattr(stored.roots, side), entry.name)
+            place = (getattr(stored.roots, stored.root(group, entry)), entry.name)
             other_side, other_name = sides.setdefault(entry.sha256, (side, entry.name))
             if place in seen or other_side != side:
                 where = seen.get(place, f"the {other_side}, as {other_name}")
@@ -87,25 +94,48 @@ def _refuse_overlapping_groups(path: Path, stored: StoredSplit) -> None:
             seen[place] = group
 
 
-def find(groups: dict[str, list[Entry]], root: Path, *, captions_required: bool = True) -> dict[str, list[Picture]]:
-    """Find the pictures of some groups under a folder again, with their present captions.
+def find(
+    stored: StoredSplit, roots: Mapping[str, Path], *, captions_required: bool = True
+) -> dict[str, list[Picture]]:
+    """Find the pictures of a split again, with their present captions.
+
+    Args:
+        stored: the split.
+        roots: where "members" and "nonmembers" are now.
+        captions_required: refuse pictures without a caption; otherwise their caption is "".
 
     Raises:
         LoricaError: pictures are missing, unreadable, not those that were split, or without a required caption.
     """
-    names = [entry.name for entries in groups.values() for entry in entries]
+    wanted: dict[str, list[Entry]] = {}
+    for group, entries in stored.groups.items():
+        for entry in entries:
+            wanted.setdefault(stored.root(group, entry), []).append(entry)
+    found = {
+        (side, name): picture
+        for side in wanted
+        for name, picture in _read(wanted[side], roots[side], captions_required).items()
+    }
+    return {
+        group: [found[stored.root(group, entry), entry.name] for entry in stored.groups[group]] for group in GROUPS
+    }
+
+
+def _read(entries: list[Entry], root: Path, captions_required: bool) -> dict[str, Picture]:
+    """The pictures of one folder by name."""
     try:
+        names = [entry.name for entry in entries]
         pictures = read_pictures(root, names, captions_required=captions_required)
+        found = {picture.name: picture for picture in pictures}
     except LoricaError as error:
         raise LoricaError(
             f"the pictures of the split are not what they were: {error.problem}",
             "Restore the files; if the folder moved, say where it is now; or make a new split and adapt again.",
         ) from error
-    found = {picture.name: picture for picture in pictures}
-    changed = [e.name for entries in groups.values() for e in entries if found[e.name].sha256 != e.sha256]
+    changed = [entry.name for entry in entries if found[entry.name].sha256 != entry.sha256]
     if changed:
         raise LoricaError(
             f"pictures in {root} changed since the split was made:\n{listed(sorted(changed))}",
             "Restore them: an audit of other pictures than those trained on means nothing. Or make a new split.",
         )
-    return {group: [found[entry.name] for entry in entries] for group, entries in groups.items()}
+    return found
