@@ -154,6 +154,8 @@ def test_overwriting_leaves_nothing_of_the_earlier_run(adapt: Adapt, whole: Path
     (tmp_path / "run" / "samples" / "step_000500.png").touch()
     (tmp_path / "run" / "my audit").mkdir()
     (tmp_path / "run" / "my audit" / "audit.json").touch()
+    (tmp_path / "run" / "shadows" / "000").mkdir(parents=True)
+    (tmp_path / "run" / "shadows" / "000" / "config.yaml").touch()
     adapt(steps=2, seed=1, overwrite=True)
     adapt(output=tmp_path / "fresh", steps=2, seed=1)
     ours, fresh = (contents(tmp_path / name) for name in ("run", "fresh"))

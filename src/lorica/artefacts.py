@@ -18,6 +18,8 @@ from lorica.errors import LoricaError
 
 RUN_FILE, CONFIG_FILE, SPLIT_FILE = "run.json", "config.yaml", "split.json"
 """What an adapt run leaves beside its weights, and an audit looks for: its record, its settings, who was a member."""
+SHADOWS = "shadows"
+"""The folder in a run's own that holds its shadows."""
 
 _STAMPED = ("torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "torchmetrics")
 

@@ -148,6 +148,17 @@ def _adapt(config: Any) -> None:
         )
 
 
+def _shadows(config: Any) -> None:
+    from lorica.shadows import run
+
+    result = run(config)
+    folder = escape(str(config.run))
+    console.print(
+        f"Done: {len(result['shadows'])} shadow LoRAs in {folder}/shadows, {result['trained']} of them trained now.\n"
+        f"Next: lorica audit --lora {folder} --output {folder}/audit"
+    )
+
+
 def _audit(config: Any) -> int:
     from lorica.audit import run
     from lorica.report import build, load_run
@@ -247,6 +258,7 @@ def _register() -> None:
     from lorica.demo import DemoConfig
     from lorica.generate import GenerateConfig
     from lorica.report.config import ReportConfig
+    from lorica.shadows import ShadowsConfig
 
     add_verb("demo", DemoConfig, _demo, examples="lorica demo --output runs/demo")
     add_verb(
@@ -256,6 +268,13 @@ def _register() -> None:
         positional=("data",),
         examples="lorica adapt pictures/ --objective smp-lora --steps 2000 --seed 0 --output runs/mine\n\n"
         "lorica adapt pictures/ --output runs/mine --resume",
+    )
+    add_verb(
+        "shadows",
+        ShadowsConfig,
+        _shadows,
+        positional=("run",),
+        examples="lorica shadows runs/mine --count 16\n\nlorica shadows runs/mine --count 64 --engine ray",
     )
     add_verb(
         "audit",

@@ -1,6 +1,7 @@
 """The output folder of a run: what lies where, whether a run may start there, and what a resumed run may change."""
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from lorica.adapt.config import AdaptConfig
 from lorica.adapt.defences import DEFENCES
 from lorica.adapt.monitor import METRICS_FILE
 from lorica.adapt.state import completed_steps
-from lorica.artefacts import CONFIG_FILE, RUN_FILE, SPLIT_FILE, prepare_output, read_json, write_text
+from lorica.artefacts import CONFIG_FILE, RUN_FILE, SHADOWS, SPLIT_FILE, prepare_output, read_json, write_text
 from lorica.config import load, walk
 from lorica.data.split import Split
 from lorica.diffusion.lora import KOHYA_FILE, PEFT_FILE
@@ -36,14 +37,8 @@ def check_output(config: AdaptConfig) -> None:
     file = config.output / CONFIG_FILE
     if not (config.resume and file.exists()):
         return
-    before = load(AdaptConfig, file=file)
     free = FREE_ON_RESUME.difference(*(DEFENCES[name].settles for name in config.defences))
-    changed = [
-        f"{key} (was {_leaf(before, key)}, now {_leaf(config, key)})"
-        for key, _ in walk(AdaptConfig)
-        if key not in free and _leaf(before, key) != _leaf(config, key)
-    ]
-    if changed:
+    if changed := changes(load(AdaptConfig, file=file), config, ignore=free):
         raise LoricaError(
             f"--resume with another configuration than the run in {config.output}: {', '.join(changed)}",
             f"Take the values of {file} (--config {file}), or start a new run elsewhere.",
@@ -54,6 +49,15 @@ def check_output(config: AdaptConfig) -> None:
             f"the run in {config.output} has already taken {done} steps, more than --steps {config.steps}",
             "Give at least as many steps; checkpoints/ may hold the weights after fewer.",
         )
+
+
+def changes(before: AdaptConfig, now: AdaptConfig, *, ignore: Collection[str] = FREE_ON_RESUME) -> list[str]:
+    """The keys in which two configurations differ, with both values: ["lora.rank (was 4, now 8)"]."""
+    return [
+        f"{key} (was {_leaf(before, key)}, now {_leaf(now, key)})"
+        for key, _ in walk(AdaptConfig)
+        if key not in ignore and _leaf(before, key) != _leaf(now, key)
+    ]
 
 
 def finished(config: AdaptConfig) -> dict[str, Any] | None:
@@ -99,9 +103,9 @@ def _leaf(config: AdaptConfig, key: str) -> Any:
 
 
 def _clear(output: Path) -> None:
-    # An audit of the LoRA that goes would vouch for the one that comes.
+    # An audit of the LoRA that goes would vouch for the one that comes, and its shadows would stand in for it.
     audits = {file.parent.name for file in output.glob("*/audit.json")}
-    for name in ("checkpoints", "samples", "tensorboard", *audits):
+    for name in ("checkpoints", "samples", "tensorboard", SHADOWS, *audits):
         shutil.rmtree(output / name, ignore_errors=True)
     # The configuration goes last: as long as it is there, the folder counts as a run.
     for name in (RUN_FILE, PEFT_FILE, KOHYA_FILE, METRICS_FILE, SPLIT_FILE, CONFIG_FILE):
