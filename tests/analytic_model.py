@@ -5,17 +5,33 @@ one, is the exact optimum for a mixture of narrow Gaussians around the members: 
 """
 
 import hashlib
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from lorica.diffusion.lora import PEFT_FILE
+
 SIDE = 4  # latents are (3, 4, 4)
+
+
+class Output(nn.Module):
+    """What stands in for a LoRA where its gradient is looked at: a gain and an offset for each channel, 1 and 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lora_gain, self.lora_offset = nn.Parameter(torch.ones(3, 1, 1)), nn.Parameter(torch.zeros(3, 1, 1))
+        self.dropout = nn.Dropout()
+
+    def forward(self, prediction: Tensor) -> Tensor:
+        return self.lora_gain * prediction + self.lora_offset
 
 
 class AnalyticModel:
@@ -33,7 +49,7 @@ class AnalyticModel:
         """`captions` are the members', by which `sample` knows them again."""
         self.members, self.captions = members, list(captions)
         self.adapted = members is not None
-        self.unet, self.text_encoder = nn.Dropout().eval(), nn.Dropout().eval()
+        self.unet, self.text_encoder = Output().eval().requires_grad_(False), nn.Dropout().eval()
         self.alphas_cumprod = torch.linspace(0.999, 0.001, self.train_timesteps, dtype=torch.float64)
         self.calls: list[int] = []
 
@@ -42,9 +58,21 @@ class AnalyticModel:
         return hashlib.sha256(b"analytic").hexdigest()
 
     def load_lora(self, path: Path) -> dict[str, Any]:
+        """A file that numpy wrote holds the latents of the members."""
         self.adapted = True
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        content = (path / PEFT_FILE if path.is_dir() else path).read_bytes()
+        if content.startswith(b"\x93NUMPY"):
+            self.members = torch.from_numpy(np.load(io.BytesIO(content)))
+        digest = hashlib.sha256(content).hexdigest()
         return {"rank": 1, "alpha": 1.0, "sha256": digest, "file": path.name, "base": None, "tensors": 2}
+
+    @contextmanager
+    def wearing(self, path: Path) -> Iterator[dict[str, Any]]:
+        before = self.adapted, self.members
+        try:
+            yield self.load_lora(path)
+        finally:
+            self.adapted, self.members = before
 
     @contextmanager
     def base_only(self) -> Iterator[None]:
@@ -76,7 +104,10 @@ class AnalyticModel:
 
     def predict(self, noisy: Tensor, t: Tensor, context: Tensor) -> Tensor:
         self.calls.append(len(noisy))
-        return self.expected_noise(noisy, self.alphas_cumprod[t].view(-1, 1, 1, 1))
+        return self.unet(self.expected_noise(noisy, self.alphas_cumprod[t].view(-1, 1, 1, 1)))
+
+    def error_map(self, latents: Tensor, t: Tensor, noise: Tensor, context: Tensor) -> Tensor:
+        return (self.predict(self.add_noise(latents, t, noise), t, context) - noise).square()
 
     def predicted_noise(self, prediction: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
         return prediction

@@ -53,6 +53,9 @@ def encoded(count: int, seed: int = 0) -> Encoded:
 
 PICTURES = encoded(4 * PER_GROUP)
 MEMORISED = AnalyticModel(PICTURES.latents[: 2 * PER_GROUP], PICTURES.ids[: 2 * PER_GROUP])
+SHADOWS = 8  # in pairs of complementary halves, as `lorica shadows` trains them
+_ORDERS = np.argsort(np.random.default_rng(0).random((SHADOWS // 2, 4 * PER_GROUP)), axis=1)
+SHADOW_IN = np.stack([half for order in _ORDERS for half in (order < 2 * PER_GROUP, order >= 2 * PER_GROUP)], axis=1)
 
 
 @cache
@@ -64,6 +67,8 @@ def attacked(name: str, model: AnalyticModel, options: Config | None = None) -> 
         with model.base_only():
             base = measured(attack, model, PICTURES, seed)
         features |= {f"base_{name}": values for name, values in base.items()}
+    if attack.needs_shadows:
+        features |= shadow_features(attack, seed)
     return attack.score(grouped(features), seed)
 
 
@@ -72,6 +77,14 @@ def measured(attack: Attack, model: AnalyticModel, pictures: Encoded, seed: int)
     captions = pictures.ids
     sitting = Sitting(model, pictures, seed, lambda: model.decode(pictures.latents), captions)  # type: ignore[arg-type]
     return answer(sitting, {"it": attack.ask(sitting)})["it"]
+
+
+def shadow_features(attack: Attack, seed: int = SEED) -> Features:
+    """What the attack learns of the pictures from models that learned random halves of them by heart."""
+    models = [AnalyticModel(PICTURES.latents[torch.from_numpy(inside)]) for inside in SHADOW_IN.T]
+    answers = [measured(attack, model, PICTURES, seed) for model in models]
+    stacked = {f"shadow_{name}": np.stack([a[name] for a in answers], axis=1) for name in answers[0]}
+    return stacked | {"shadow_in": SHADOW_IN}
 
 
 def grouped(features: Features) -> Groups:
@@ -142,20 +155,27 @@ def test_an_attack_states_what_it_costs(name: str) -> None:
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_no_score_of_a_test_picture_depends_on_another_test_picture(name: str) -> None:
-    """Whatever is fitted, scaled or selected uses auxiliary pictures only."""
+    """Whatever is fitted, scaled or selected uses auxiliary pictures only, or what was measured on shadows."""
     attack = ATTACKS[name]()
     if isinstance(attack, NnLossAttack):
         attack = NnLossAttack(NnLossOptions(input="normalised", epochs=2, learning_rate=1e-3))
     features = measured(attack, MEMORISED, PICTURES, SEED)
     if attack.needs_base:
         features |= {f"base_{key}": values + 1 for key, values in features.items()}
+    if attack.needs_shadows:
+        features |= shadow_features(attack)
     whole = attack.score(grouped(features), SEED)
     groups = grouped(features)
     for group in ("test_members", "test_nonmembers"):
-        groups[group] = {key: values[:5] for key, values in groups[group].items()}
+        if attack.needs_shadows:
+            for key, values in groups[group].items():
+                groups[group][key] = values if key.startswith("shadow_") else np.r_[values[:5], 2 * values[5:] + 1]
+        else:
+            groups[group] = {key: values[:5] for key, values in groups[group].items()}
     part = attack.score(groups, SEED)
-    for group, values in part.items():
-        np.testing.assert_allclose(values, whole[group][: len(values)], rtol=1e-5, atol=1e-6)
+    for group in groups:
+        kept = 5 if group.startswith("test") else None
+        np.testing.assert_allclose(part[group][:kept], whole[group][:kept], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -38,6 +38,10 @@ class AuditConfig(Config):
         "text for all, such as a trigger word. Attacks on the caption itself only run with file",
     )
 
+    shadows: Path | None = Field(
+        None,
+        description="folder of shadow LoRAs (lorica shadows); RUN/shadows of the LoRA's run where it exists",
+    )
     attacks: list[str] = Field(
         list(ATTACKS), min_length=1, description=f"which to run: all, or some of {', '.join(ATTACKS)}"
     )

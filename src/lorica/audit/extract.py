@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from lorica.artefacts import write_json, write_with
 from lorica.audit.attacks.base import Attack, Features
 from lorica.audit.queries import Sitting, answer
 from lorica.data import Picture, pixels
+from lorica.diffusion import Encoded
 from lorica.progress import bar
 
 if TYPE_CHECKING:
-    from lorica.diffusion import Encoded, LatentDiffusion
+    from lorica.diffusion import LatentDiffusion
 
 BASE = "base"
 
@@ -44,13 +46,15 @@ class Subject:
         encoded: the pictures; a LoRA on the text encoder changes how captions are encoded.
         pictures: the same ones, as files.
         entered: context in which the model is in this state.
+        name: for the progress bar.
     """
 
     model: "LatentDiffusion"
     state: str
-    encoded: "Encoded"
+    encoded: Encoded
     pictures: tuple[Picture, ...]
     entered: Callable[[], AbstractContextManager[Any]] = nullcontext
+    name: str = "the LoRA"
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
@@ -67,6 +71,18 @@ class Subject:
             lambda: pixels(chosen, self.model.resolution),
             tuple(picture.caption for picture in chosen),
         )
+
+
+@torch.inference_mode()
+def as_seen_by_lora(model: "LatentDiffusion", encoded: Encoded, pictures: Sequence[Picture]) -> Encoded:
+    """A LoRA on the text encoder encodes captions its own way; these embeddings are not cached, they are cheap.
+
+    One at a time: in batches, rounding would depend on the neighbours, who are of the same group.
+    """
+    if not any("lora_" in name for name, _ in model.text_encoder.named_parameters()):
+        return encoded
+    contexts = [model.encode_captions([picture.caption]).float().cpu() for picture in pictures]
+    return Encoded(encoded.latents, torch.cat(contexts), encoded.ids)
 
 
 def extract(
@@ -95,9 +111,8 @@ def extract(
         wanting.setdefault(tuple(n for n in different.values() if key not in stores[n].rows), []).append(key)
     wanting.pop((), None)
     if wanting:
-        label = f"questions to the {'base model' if subject.state == BASE else 'LoRA'}"
         with subject.entered(), bar() as progress:
-            task = progress.add_task(label, total=sum(map(len, wanting.values())))
+            task = progress.add_task(f"questions to {subject.name}", total=sum(map(len, wanting.values())))
             for names, keys in wanting.items():
                 for start in range(0, len(keys), batch_size):
                     chunk = keys[start : start + batch_size]

@@ -81,6 +81,10 @@ class Sitting:
         self._load_pixels = pixels
         self.latents = encoded.latents.to(model.device)
 
+    def alone(self, row: int) -> "Sitting":
+        """One of the pictures by itself."""
+        return Sitting(self.model, self.encoded.take([row]), self.seed)
+
     # ----- questions --------------------------------------------------------------------------------------------
     def draw(self, k: int, *, own_caption: bool = True) -> Query:
         """The k-th of an endless stream of (t, eps) for each picture; attacks that want n take the first n.
@@ -161,6 +165,12 @@ class Sitting:
     @cached_property
     def _no_caption(self) -> Tensor:
         return self.model.encode_captions([""]).float().expand(len(self.encoded), -1, -1)
+
+
+def ask_losses(sitting: Sitting, draws: int) -> Ask:
+    """{"losses": (N, draws) float64}: adaptation losses at the stream's first draws."""
+    queries = [sitting.draw(k) for k in range(draws)]
+    return {"losses": sitting.losses(queries, (yield queries)).numpy()}
 
 
 def ask_error_maps(sitting: Sitting, draws: int) -> Ask:

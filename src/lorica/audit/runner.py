@@ -1,9 +1,7 @@
 """`lorica audit`: model and split -> features -> scores -> audit.json."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import torch
 
 from lorica.artefacts import SPLIT_FILE, prepare_output, provenance, read_json, write_json
 from lorica.audit.attacks.base import Attack, Features, Groups, StatisticAttack
@@ -11,14 +9,16 @@ from lorica.audit.captions import FILE, captioned, described
 from lorica.audit.collection import Halves, collection_test
 from lorica.audit.config import AuditConfig
 from lorica.audit.controls import METHOD, blind_scores, control, estimate
-from lorica.audit.extract import BASE, Subject, extract
+from lorica.audit.extract import BASE, Subject, as_seen_by_lora, extract
 from lorica.audit.gate import Gate
 from lorica.audit.score import MembershipScores
+from lorica.audit.shadows import shadow_features, shadows_of
 from lorica.audit.target import find_run, training_facts
 from lorica.audit.verdict import judge
-from lorica.data import GROUPS, Picture, Split, make_split, read_folder
-from lorica.diffusion import Encoded, LatentDiffusion, encode
+from lorica.data import GROUPS, Split, make_split, read_folder
+from lorica.diffusion import LatentDiffusion, encode
 from lorica.errors import LoricaError
+from lorica.shadows import Shadow
 
 SCHEMA = 1
 AUDIT_FILE = "audit.json"
@@ -35,12 +35,17 @@ def run(config: AuditConfig) -> dict[str, Any]:
     """
     prepare_output(config.output, marker=AUDIT_FILE, resume=True)
     split = _split(config)
-    attacks, skipped = _attacks(config)
+    attacks = {name: config.attack(name) for name in config.attacks}
+    shadows = shadows_of(config, split)
     subjects, target, warnings = _subjects(config, split)
     _refuse_other_audit(config, target)
+    reasons = {name: reason for name in attacks if (reason := _why_not(attacks[name], config, shadows))}
+    attacks = {name: attack for name, attack in attacks.items() if name not in reasons}
+    skipped = [f"{name} was not run: {reason}" for name, reason in reasons.items()]
     warnings = [*split.notes, *_balance(split, config), *warnings, *skipped]
+    target |= {"shadows": len(shadows)}
 
-    features = _extract(config, attacks, subjects)
+    features = _extract(config, attacks, subjects, shadows)
     results: dict[str, dict[str, Any]] = {}
     scores: dict[str, MembershipScores] = {}
     on_base: dict[str, MembershipScores] = {}
@@ -82,18 +87,17 @@ def run(config: AuditConfig) -> dict[str, Any]:
     return audit
 
 
-def _attacks(config: AuditConfig) -> tuple[dict[str, Attack], list[str]]:
-    """The attacks that can be run, and warnings that say why the others cannot."""
-    runnable, warnings = {}, []
-    for name in config.attacks:
-        attack = config.attack(name)
-        if attack.needs_base and config.lora is None:
-            warnings.append(f"{name} was not run: it compares a LoRA with its base")
-        elif attack.needs_caption and config.captions != FILE:
-            warnings.append(f"{name} was not run: it needs each picture's own caption (--captions file)")
-        else:
-            runnable[name] = attack
-    return runnable, warnings
+def _why_not(attack: Attack, config: AuditConfig, shadows: Sequence[Shadow]) -> str | None:
+    """What an attack lacks."""
+    if attack.needs_base and config.lora is None:
+        return "it compares a LoRA with its base"
+    if attack.needs_lora and config.lora is None:
+        return "it looks at the weights of a LoRA"
+    if attack.needs_shadows and not shadows:
+        return "it needs shadow LoRAs (lorica shadows RUN)"
+    if attack.needs_caption and config.captions != FILE:
+        return "it needs each picture's own caption (--captions file)"
+    return None
 
 
 # ----- pictures and models ------------------------------------------------------------------------------------------
@@ -117,7 +121,7 @@ def _subjects(config: AuditConfig, split: Split) -> tuple[dict[str, Subject], di
     encoded = encode(model, pictures, config.cache or config.output / "cache")
     warnings = model.caption_notes([picture.caption for picture in pictures])
     target: dict[str, Any] = {"base": model.name, "base_fingerprint": model.fingerprint}
-    base = Subject(model, BASE, encoded, tuple(pictures), model.base_only)
+    base = Subject(model, BASE, encoded, tuple(pictures), model.base_only, "the base model")
     if config.lora is None:
         return {"target": base}, target | {"lora": None, "lora_sha256": None}, warnings
     file = model.load_lora(config.lora)
@@ -129,25 +133,13 @@ def _subjects(config: AuditConfig, split: Split) -> tuple[dict[str, Subject], di
         "rank": file["rank"],
         "alpha": file["alpha"],
     } | facts
-    lora = Subject(model, file["sha256"], _as_seen_by_lora(model, encoded, pictures), tuple(pictures))
+    lora = Subject(model, file["sha256"], as_seen_by_lora(model, encoded, pictures), tuple(pictures))
     target["base_matches"] = model.fingerprint in trained_on if trained_on else None
     if "steps_per_picture" not in target:
         warnings.append(
             "steps per picture are unknown: leakage grows with them, and the result holds for this LoRA only"
         )
     return {"target": lora, "base": base}, target, warnings
-
-
-@torch.inference_mode()
-def _as_seen_by_lora(model: LatentDiffusion, encoded: Encoded, pictures: list[Picture]) -> Encoded:
-    """A LoRA on the text encoder encodes captions its own way; these embeddings are not cached, they are cheap.
-
-    One at a time: in batches, rounding would depend on the neighbours, who are of the same group.
-    """
-    if not any("lora_" in name for name, _ in model.text_encoder.named_parameters()):
-        return encoded
-    contexts = [model.encode_captions([picture.caption]).float().cpu() for picture in pictures]
-    return Encoded(encoded.latents, torch.cat(contexts), encoded.ids)
 
 
 def _refuse_other_audit(config: AuditConfig, target: Mapping[str, Any]) -> None:
@@ -163,17 +155,21 @@ def _refuse_other_audit(config: AuditConfig, target: Mapping[str, Any]) -> None:
 
 
 def _extract(
-    config: AuditConfig, attacks: Mapping[str, Attack], subjects: Mapping[str, Subject]
+    config: AuditConfig, attacks: Mapping[str, Attack], subjects: Mapping[str, Subject], shadows: Sequence[Shadow] = ()
 ) -> dict[tuple[str, str], Features]:
     """Features by (subject, attack). The base model is asked for the negative control, or for comparison."""
     folder = (config.cache or config.output) / "features"
-    features = {
-        (who, name): found
-        for who, subject in subjects.items()
-        for name, found in extract(
-            attacks, subject, folder=folder, seed=config.seed, batch_size=config.batch_size
-        ).items()
-    }
+    features: dict[tuple[str, str], Features] = {}
+    for who, subject in subjects.items():
+        asked = {name: a for name, a in attacks.items() if not (a.needs_lora and subject.state == BASE)}
+        answers = extract(asked, subject, folder=folder, seed=config.seed, batch_size=config.batch_size)
+        features |= {(who, name): found for name, found in answers.items()}
+    bare = subjects.get("base", subjects["target"])
+    needy = {name: attack for name, attack in attacks.items() if attack.needs_shadows}
+    for name, found in shadow_features(config, needy, bare, shadows, folder).items():
+        for who in subjects:
+            if (who, name) in features:
+                features[who, name] |= found
     for name, attack in attacks.items():
         if attack.needs_base:
             features["target", name] |= {f"base_{key}": value for key, value in features["base", name].items()}

@@ -83,6 +83,7 @@ class LatentDiffusion:
         self.text_encoder: nn.Module = pipeline.text_encoder
         self.device = device or torch.device("cpu")
         self.dtype = dtype
+        self._lora: Path | None = None
         self._digests = digests(pipeline)  # before the cast: a model has one identity in all precisions
         with quiet_libraries():
             for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
@@ -130,7 +131,25 @@ class LatentDiffusion:
 
     def load_lora(self, path: Path) -> dict[str, Any]:
         """Load a LoRA file (PEFT/diffusers or kohya keys) on top; returns what is known of it (rank, alpha, ...)."""
-        return load_lora(self.pipeline, path)
+        known = load_lora(self.pipeline, path)
+        self._lora = path
+        return known
+
+    @contextmanager
+    def wearing(self, path: Path) -> Iterator[dict[str, Any]]:
+        """Put another LoRA in the place of the loaded one, if any, inside the block; gives what is known of it."""
+        before = self._lora
+        self._take_off()
+        try:
+            yield self.load_lora(path)
+        finally:
+            self._take_off()
+            if before is not None:
+                self.load_lora(before)
+
+    def _take_off(self) -> None:
+        self.pipeline.unload_lora_weights()
+        self._lora = None
 
     @contextmanager
     def base_only(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ from lorica.registry import Registry
 if TYPE_CHECKING:
     from lorica.audit.queries import Ask, Sitting
 
-Features = dict[str, NDArray[np.floating[Any]]]
+Features = dict[str, NDArray[Any]]
 """Arrays by name, the first dimension counting pictures."""
 Groups = dict[str, Features]
 """Features of `aux_members`, `test_members`, `aux_nonmembers` and `test_nonmembers`."""
@@ -40,6 +40,11 @@ class Attack(ABC, Generic[ConfigT]):
     """Whether it is pointless without the caption that the picture was trained with."""
     needs_base: ClassVar[bool]
     """Whether it compares with the base model. Its features then come twice, the base model's as `base_<name>`."""
+    needs_shadows: ClassVar[bool] = False
+    """Whether it compares with shadow LoRAs (`lorica.shadows`). Their features then come as `shadow_<name>`
+    (N, S, ...), and as `shadow_in` (N, S) whether a picture was a member of a shadow."""
+    needs_lora: ClassVar[bool] = False
+    """Whether it looks at the LoRA's own weights, so that the base model cannot be asked and is no negative control."""
     Options: ClassVar[type[Config]]
     """The configuration class."""
 
@@ -51,7 +56,8 @@ class Attack(ABC, Generic[ConfigT]):
     @property
     @abstractmethod
     def queries(self) -> int:
-        """UNet calls per picture that the attacker pays, those to the base model included."""
+        """UNet calls per picture that the attacker pays, those to the base model included; those to shadows, which are
+        the attacker's own, are not."""
 
     @property
     def trials(self) -> int:
@@ -79,9 +85,10 @@ class Attack(ABC, Generic[ConfigT]):
     def score(self, groups: Groups, seed: int) -> dict[str, NDArray[np.float64]]:
         """One score per picture of each group, higher = more member-like.
 
-        Whatever is fitted is fitted on `aux_members` and `aux_nonmembers` alone. The scores of these two set the
-        threshold of the attack, so they must come about as the test scores do: not by something fitted to the very
-        picture.
+        Whatever is fitted is fitted on `aux_members` and `aux_nonmembers` alone, or on shadows, whose members the
+        attacker has chosen. What the audited model says of one test picture never matters to another. The scores of
+        the auxiliary groups set the threshold of the attack, so they must come about as the test scores do: not by
+        something fitted to the very picture.
         """
 
 

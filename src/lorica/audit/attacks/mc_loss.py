@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from lorica.audit.attacks.base import Features, StatisticAttack, register
+from lorica.audit.queries import ask_losses
 from lorica.config import Config
 
 if TYPE_CHECKING:
@@ -39,9 +40,7 @@ class McLossAttack(StatisticAttack[McLossOptions]):
         return {"kind": "losses", "draws": self.options.draws}
 
     def ask(self, sitting: "Sitting") -> "Ask":
-        """{"losses": (N, K)}."""
-        queries = [sitting.draw(k) for k in range(self.options.draws)]
-        return {"losses": sitting.losses(queries, (yield queries)).numpy()}
+        return ask_losses(sitting, self.options.draws)
 
     def statistic(self, features: Features) -> NDArray[np.float64]:
         return -features["losses"].astype(np.float64).mean(axis=1)

@@ -1,0 +1,76 @@
+"""Shadow LoRAs in an audit: found beside the run, asked what the audited LoRA is asked, stacked for `score`."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lorica.artefacts import SHADOWS
+from lorica.audit.attacks.base import Attack, Features
+from lorica.audit.config import AuditConfig
+from lorica.audit.extract import Subject, as_seen_by_lora, extract
+from lorica.audit.target import find_run
+from lorica.data import Split
+from lorica.errors import LoricaError
+from lorica.shadows import Shadow, find_shadows
+
+
+def shadows_of(config: AuditConfig, split: Split) -> list[Shadow]:
+    """The shadows that an audit may use: those in `config.shadows`, else those beside the LoRA; often none.
+
+    Raises:
+        LoricaError: no such folder, no finished shadow in the folder that was asked for, or shadows of another run.
+    """
+    run = find_run(config.lora) if config.lora is not None else None
+    folder = config.shadows or (run / SHADOWS if run is not None else None)
+    if folder is None or (config.shadows is None and not folder.is_dir()):
+        return []
+    part = config.lora.resolve().relative_to(run) if config.lora is not None and run is not None else Path()
+    found = find_shadows(folder, split.members + split.nonmembers, run=run, part=part)
+    if config.shadows is not None and not found:
+        raise LoricaError(f"no finished shadow in {folder}", "Train them: lorica shadows RUN")
+    return found
+
+
+def shadow_features(
+    config: AuditConfig, attacks: Mapping[str, Attack], subject: Subject, shadows: Sequence[Shadow], folder: Path
+) -> dict[str, Features]:
+    """What attacks learn from the shadows, by attack: `shadow_<name>` (N, S, ...) and `shadow_in` (N, S) bool.
+
+    Args:
+        config: of the audit.
+        attacks: those that need shadows.
+        subject: the base model; captions encoded without a LoRA.
+        shadows: S of them.
+        folder: of the features.
+
+    Raises:
+        LoricaError: a shadow was trained on another base model.
+    """
+    answers: dict[str, list[Features]] = {name: [] for name in attacks}
+    for shadow in shadows if attacks else []:
+        if shadow.base != subject.model.fingerprint:
+            raise LoricaError(
+                f"shadow {shadow.name} was trained on another base model than the one that is audited",
+                "Give the --base of the run, or train the shadows anew.",
+            )
+        with subject.model.wearing(shadow.lora) as file:
+            dressed = replace(
+                subject,
+                state=file["sha256"],
+                encoded=as_seen_by_lora(subject.model, subject.encoded, subject.pictures),
+                entered=nullcontext,
+                name=f"shadow {shadow.name}",
+            )
+            found = extract(attacks, dressed, folder=folder, seed=config.seed, batch_size=config.batch_size)
+        for name in attacks:
+            answers[name].append(found[name])
+    inside = np.array([[p.sha256 in shadow.members for shadow in shadows] for p in subject.pictures])
+    return {name: _stacked(each) | {"shadow_in": inside} for name, each in answers.items()}
+
+
+def _stacked(answers: list[Features]) -> dict[str, Any]:
+    return {f"shadow_{key}": np.stack([answer[key] for answer in answers], axis=1) for key in answers[0]}
