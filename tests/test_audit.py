@@ -1,6 +1,7 @@
 """The audit from pictures to audit.json: extraction, controls, verdict and gate."""
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,15 @@ from lorica.audit.attacks.mc_loss import McLossOptions
 from lorica.audit.controls import blind_scores, control
 from lorica.audit.extract import row_key
 from lorica.audit.gate import Gate
+from lorica.audit.shadows import shadows_of
 from lorica.audit.target import training_facts
 from lorica.audit.verdict import judge
 from lorica.config import load
-from lorica.data import GROUPS, Picture, make_split, pixels, read_folder
+from lorica.data import GROUPS, Picture, Split, make_split, pixels, read_folder
 from lorica.diffusion import LatentDiffusion, LoraConfig, add_lora, save_lora
+from lorica.diffusion.lora import PEFT_FILE
 from lorica.errors import LoricaError
+from lorica.shadows.plan import divide
 
 COUNT = 40  # pictures per side
 FAST = {"nn-loss": {"epochs": 4, "learning_rate": 1e-3}, "adaptive-nn": {"draws": 8, "epochs": 12}}
@@ -97,6 +101,23 @@ def config(folders: tuple[Path, Path], lora_file: Path, tmp_path: Path) -> Audit
     )
 
 
+@pytest.fixture(scope="module")
+def shadows(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shadows of the analytic model, that learned their members by heart: the files of `lorica shadows`."""
+    folder = tmp_path_factory.mktemp("run") / "shadows"
+    split = make_split(*map(read_folder, folders), seed=0)
+    split = Split(split.groups, 0, roots=folders)
+    for index in range(4):
+        own = divide(split, 0, index)
+        own.save(folder / f"{index:03d}" / "split.json")
+        latents = AnalyticModel().encode_pictures(pixels(own.members, 8)).double()
+        np.save(file := folder / f"{index:03d}" / "weights.npy", latents.numpy())
+        file.rename(file.with_name(PEFT_FILE))
+        file.with_name("config.yaml").write_text("")
+        file.with_name("run.json").write_text(json.dumps({"base_fingerprint": AnalyticModel().fingerprint}))
+    return folder
+
+
 def changed(config: AuditConfig, **values: Any) -> AuditConfig:
     return AuditConfig.model_validate(config.model_dump() | values)
 
@@ -105,10 +126,10 @@ def changed(config: AuditConfig, **values: Any) -> AuditConfig:
 
 
 def test_every_registered_attack_convicts_a_lora_that_learned_its_pictures_by_heart(
-    memorised: Models, config: AuditConfig
+    memorised: Models, config: AuditConfig, shadows: Path
 ) -> None:
-    audit = run(config)
-    assert set(audit["attacks"]) == set(ATTACKS)
+    audit = run(changed(config, shadows=shadows))
+    assert set(audit["attacks"]) == set(ATTACKS) and audit["target"]["shadows"] == 4
     for result in audit["attacks"].values():
         assert result["auc"]["value"] > 0.9
         assert result["auc"]["low"] > 0.5
@@ -119,7 +140,8 @@ def test_every_registered_attack_convicts_a_lora_that_learned_its_pictures_by_he
     assert audit["collection"]["detected"] and audit["collection"]["trusted"]
     assert set(audit["collection"]["attacks"]) == {n for n in ATTACKS if issubclass(ATTACKS[n], StatisticAttack)}
     assert audit["controls"]["blind"]["fair"]
-    assert set(audit["controls"]["base"]) == {name for name in ATTACKS if not ATTACKS[name].needs_base}
+    asked = {name for name in ATTACKS if not (ATTACKS[name].needs_base or ATTACKS[name].needs_lora)}
+    assert set(audit["controls"]["base"]) == asked
     assert all(control["covers_chance"] for control in audit["controls"]["base"].values())
 
 
@@ -175,6 +197,66 @@ def test_the_base_model_alone_can_be_audited_and_says_which_attacks_it_had_to_sk
     assert any("calibrated-loss was not run" in warning for warning in audit["warnings"])
     assert audit["target"]["lora"] is None
     assert "base model" in audit["verdict"]["text"]
+
+
+WITH_SHADOWS = [name for name in ATTACKS if ATTACKS[name].needs_shadows]
+
+
+def test_attacks_that_need_shadows_are_left_out_with_a_warning_where_there_are_none(
+    innocent: Models, config: AuditConfig
+) -> None:
+    audit = run(changed(config, attacks=["loss", *WITH_SHADOWS]))
+    assert set(audit["attacks"]) == {"loss"} and audit["target"]["shadows"] == 0
+    for name in WITH_SHADOWS:
+        assert any(w.startswith(f"{name} was not run") and "lorica shadows" in w for w in audit["warnings"])
+
+
+def test_an_attack_on_the_weights_of_a_lora_is_left_out_where_there_is_none(
+    innocent: Models, config: AuditConfig, shadows: Path
+) -> None:
+    audit = run(changed(config, lora=None, shadows=shadows, attacks=WITH_SHADOWS))
+    assert set(audit["attacks"]) == {"lira", "rmia"}
+    assert any("gsa was not run: it looks at the weights of a LoRA" in warning for warning in audit["warnings"])
+
+
+def test_shadows_are_asked_once_and_only_by_the_attacks_that_need_them(
+    memorised: Models, config: AuditConfig, shadows: Path
+) -> None:
+    config = changed(config, shadows=shadows, attacks=["loss", "pfami", "lira", "rmia", "gsa"])
+    first = run(config)
+    stream, gradients, loss, pfami = 16, 10, 1, 20
+    by_lora, by_base, by_shadow = stream + gradients + loss + pfami, stream + loss + pfami, stream + gradients
+    assert calls(memorised) == 2 * COUNT * (by_lora + by_base + 4 * by_shadow)
+    second = run(config)
+    assert calls(memorised) == 0
+    assert first["attacks"] == second["attacks"]
+
+
+def test_features_of_shadows_say_who_was_a_member_of_which(
+    memorised: Models, config: AuditConfig, shadows: Path
+) -> None:
+    split = runner._split(config)
+    subjects, _, _ = runner._subjects(config, split)
+    config = changed(config, shadows=shadows)
+    attack = ATTACKS["lira"]()
+    features = runner._extract(config, {"lira": attack}, subjects, shadows_of(config, split))["target", "lira"]
+    assert features["shadow_losses"].shape == (2 * COUNT, 4, 16)
+    assert (features["shadow_in"].sum(axis=1) == 2).all()
+    inside = features["shadow_losses"][features["shadow_in"]].mean()
+    assert inside < 0.5 * features["shadow_losses"][~features["shadow_in"]].mean()
+    assert memorised.given.adapted and memorised.given.members is memorised.members  # the LoRA is back on
+
+
+def test_shadows_of_another_base_model_and_an_empty_folder_of_shadows_are_refused(
+    memorised: Models, config: AuditConfig, shadows: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(shadows, tmp_path / "other"))
+    (other / "002" / "run.json").write_text(json.dumps({"base_fingerprint": "0" * 64}))
+    with pytest.raises(LoricaError, match="shadow 002 was trained on another base model"):
+        run(changed(config, shadows=other, attacks=["lira"]))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LoricaError, match="no finished shadow"):
+        run(changed(config, shadows=tmp_path / "empty"))
 
 
 def test_the_asr_threshold_does_not_come_from_the_test_pictures(memorised: Models, config: AuditConfig) -> None:
@@ -330,7 +412,7 @@ def test_every_registered_attack_runs_end_to_end_on_a_stable_diffusion(
     few = {"mc-loss": {"draws": 2}, "calibrated-loss": {"draws": 2}, "nn-loss": {"draws": 2, "epochs": 1}}
     few |= {"adaptive-nn": {"draws": 2, "epochs": 1}, "reconstruction": {"pictures": 1, "steps": 2}}
     audit = run(changed(config, base=str(real[0]), lora=real[1], settings=few))
-    assert set(audit["attacks"]) == set(ATTACKS)
+    assert set(audit["attacks"]) == set(ATTACKS) - set(WITH_SHADOWS)
     assert audit["target"]["rank"] == 4 and audit["target"]["base_matches"]
     # The base in `calibrated-loss` reads captions without the LoRA on the text encoder.
     scores = audit["attacks"]["calibrated-loss"]["scores"]

@@ -10,12 +10,13 @@ import yaml
 from PIL import Image
 
 from lorica.adapt import AdaptConfig
-from lorica.audit import AuditConfig
+from lorica.audit import ATTACKS, AuditConfig
 from lorica.cli import main
 from lorica.config import walk
 from lorica.data.cohort import write_cohort
 from lorica.demo import DemoConfig
 from lorica.generate import GenerateConfig
+from lorica.shadows import ShadowsConfig
 
 
 class Result:
@@ -66,7 +67,13 @@ def finished_run(tmp_path_factory, people, tiny_pipeline_folder) -> Path:
 
 @pytest.mark.parametrize(
     ("verb", "cls"),
-    [("adapt", AdaptConfig), ("audit", AuditConfig), ("generate", GenerateConfig), ("demo", DemoConfig)],
+    [
+        ("adapt", AdaptConfig),
+        ("audit", AuditConfig),
+        ("generate", GenerateConfig),
+        ("demo", DemoConfig),
+        ("shadows", ShadowsConfig),
+    ],
 )
 def test_help_teaches_every_key_of_the_configuration(lorica, verb, cls):
     shown = lorica(verb, "--help").out
@@ -145,6 +152,37 @@ def test_adapt_audit_generate_and_report_work_one_after_the_other(
     assert drawn.code == 0 and (tmp_path / "drawn" / "pictures" / "000000.png").exists()
     compared = lorica("report", audit, audit, "--output", tmp_path / "compare.html")
     assert compared.code == 0 and (tmp_path / "compare.html").exists()
+
+
+def test_shadows_are_trained_once_and_found_by_the_audit(lorica, finished_run, tiny_pipeline_folder, tmp_path):
+    run = tmp_path / "[red]run"
+    shutil.copytree(finished_run, run)
+    trained = lorica("shadows", run, "--count", 2)
+    assert trained.code == 0 and "2 of them trained now" in trained.err and "[red]run" in trained.err
+    assert (run / "shadows" / "001" / "pytorch_lora_weights.safetensors").exists()
+    assert "0 of them trained now" in lorica("shadows", run, "--count", 2).err
+    few = {
+        "nn-loss": {"epochs": 1},
+        "adaptive-nn": {"draws": 2, "epochs": 1},
+        "gsa": {"draws": 2},
+        "pfami": {"draws": 2},
+    }
+    arguments = (*audit_arguments(run, tmp_path / "audit", tiny_pipeline_folder), "--attacks", "all")
+    found = lorica(*arguments, "--settings", json.dumps(few))
+    assert found.code == 0, found.err
+    assert "was not run" not in found.err
+    audit = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    assert set(audit["attacks"]) == set(ATTACKS) and audit["target"]["shadows"] == 2
+    (run / "config.yaml").write_text(
+        (run / "config.yaml").read_text().replace("learning_rate: 0.0001", "learning_rate: 1")
+    )
+    refused = lorica(*arguments)
+    assert refused.code == 2 and "learning_rate" in refused.err
+
+
+def test_shadows_of_what_is_no_run_are_refused(lorica, tmp_path):
+    found = lorica("shadows", tmp_path)
+    assert found.code == 2 and "config.yaml" in found.err
 
 
 def test_a_release_gate_that_fails_exits_with_3_and_one_that_holds_with_0(

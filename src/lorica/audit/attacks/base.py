@@ -44,7 +44,7 @@ class Attack(ABC, Generic[ConfigT]):
     """Whether it compares with shadow LoRAs (`lorica.shadows`). Their features then come as `shadow_<name>`
     (N, S, ...), and as `shadow_in` (N, S) whether a picture was a member of a shadow."""
     needs_lora: ClassVar[bool] = False
-    """Whether it looks at the LoRA's own weights, so that the base model cannot be asked and is no negative control."""
+    """Whether it looks at the LoRA's own weights: the base model cannot be asked then, not as a control either."""
     Options: ClassVar[type[Config]]
     """The configuration class."""
 

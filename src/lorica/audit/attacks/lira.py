@@ -23,14 +23,14 @@ class LiraOptions(Config):
     draws: int = Field(16, ge=1, description="(t, eps) per picture that the statistic is averaged over")
     form: Literal["online", "offline"] = Field(
         "online",
-        description="online: log N(phi; in) - log N(phi; out), from shadows with and without the picture; offline: how "
-        "far phi lies above the shadows without it, in deviations",
+        description="online: log N(phi; in) - log N(phi; out), from shadows with and without the picture; offline: "
+        "how far phi lies above the shadows without it, in deviations",
     )
     own_deviation: int = Field(
         16,
         ge=2,
-        description="shadows of a kind from which on a picture's own deviation is used; with fewer, one that is pooled "
-        "over the auxiliary pictures",
+        description="shadows of a kind from which on a picture's own deviation is used; with fewer, one pooled over "
+        "the auxiliary pictures",
     )
 
 
