@@ -199,6 +199,38 @@ def test_a_folder_means_the_file_of_that_name_in_it(tmp_path: Path) -> None:
     assert load_lora(tiny_pipeline(), tmp_path)["file"] == PEFT_FILE
 
 
+def test_another_lora_is_worn_for_a_while_with_nothing_of_the_first_and_nothing_stays_of_it(tmp_path: Path) -> None:
+    """Between them, the two sit on other layers, with other ranks, and one on the text encoder."""
+    first, second = EVERYWHERE, LoraConfig(rank=3, alpha=1.0)
+    for name, config in (("first", first), ("second", second)):
+        save_lora(trained(config), tmp_path / name, base_fingerprint=FINGERPRINT)
+    model = LatentDiffusion(tiny_pipeline(), name="tiny")
+    model.load_lora(tmp_path / "first")
+    for _ in range(2):
+        with model.wearing(tmp_path / "second") as known:
+            assert known["rank"] == 3
+            assert_same(model.pipeline, trained(second))
+            with model.base_only():
+                assert_same(model.pipeline, tiny_pipeline())
+        assert_same(model.pipeline, trained(first))
+    with pytest.raises(KeyboardInterrupt), model.wearing(tmp_path / "second"):
+        raise KeyboardInterrupt
+    assert_same(model.pipeline, trained(first))
+    with pytest.raises(LoricaError), model.wearing(tmp_path / "nothing"):
+        pass
+    assert_same(model.pipeline, trained(first))
+    assert not any(p.requires_grad for part in (model.unet, model.text_encoder) for p in part.parameters())
+    assert not any(m.training for part in (model.unet, model.text_encoder) for m in part.modules())
+
+
+def test_a_bare_model_is_bare_again_after_it_wore_a_lora(tmp_path: Path) -> None:
+    save_lora(trained(EVERYWHERE), tmp_path, base_fingerprint=FINGERPRINT)
+    model = LatentDiffusion(tiny_pipeline(), name="tiny")
+    with model.wearing(tmp_path):
+        assert_adapted(model.pipeline, text_encoder=True)
+    assert_same(model.pipeline, tiny_pipeline())
+
+
 def test_a_lora_is_kept_in_single_precision_on_a_half_precision_model(tmp_path: Path) -> None:
     pipeline = trained(PLACES["attention"])
     save_lora(pipeline, tmp_path, base_fingerprint=FINGERPRINT)

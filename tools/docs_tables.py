@@ -14,14 +14,15 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 def attacks() -> str:
     lines = [
-        "| attack | threat model | queries | needs caption | what it looks at | source |",
+        "| attack | threat model | queries | needs | what it looks at | source |",
         "|---|---|---|---|---|---|",
     ]
     for name in ATTACKS:
         attack = ATTACKS[name]()
-        caption = "yes" if attack.needs_caption else "no"
+        needs = [what for what in ("caption", "base", "shadows") if getattr(attack, f"needs_{what}")]
         lines.append(
-            f"| `{name}` | {attack.threat_model} | {attack.queries} | {caption} | {attack.summary} | {attack.source} |"
+            f"| `{name}` | {attack.threat_model} | {attack.queries} | {', '.join(needs)} | {attack.summary} | "
+            f"{attack.source} |"
         )
     return "\n".join(lines)
 

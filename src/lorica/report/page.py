@@ -257,6 +257,7 @@ def _facts(audited: Sequence[ReportRun]) -> list[tuple[str, list[str]]]:
         ("Steps", ("target", "steps")),
         ("Steps per picture", ("target", "steps_per_picture")),
         ("Augmentation", ("target", "augmentation")),
+        ("Shadow LoRAs", ("target", "shadows")),
         ("LoRA file", ("target", "lora")),
         ("LoRA sha256", ("target", "lora_sha256")),
         ("Captions", ("captions", "used")),
