@@ -1,16 +1,19 @@
 """Shadow LoRAs: who is a member of which, that each is a run of the recipe, and what an audit makes of them."""
 
+import contextlib
+import pickle
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from adapt_runs import contents, press_ctrl_c, weights
+from adapt_runs import contents, press_ctrl_c, spoil, weights
 from lorica.adapt import AdaptConfig
 from lorica.adapt import run as adapt
 from lorica.data import GROUPS, Split, make_split, read_folder
@@ -188,6 +191,59 @@ def test_ray_where_it_is_not_installed_is_refused_with_the_command_that_installs
         train(ShadowsConfig(run=copy, count=1, engine="ray"))
     assert "pip install 'lorica[ray]'" in refused.value.remedy
     assert not (copy / "shadows").exists()
+
+
+class Cluster(ModuleType):
+    """Ray's calls, carried out on the spot, each as if on another machine: only plain values arrive."""
+
+    def __init__(self, elsewhere: Path) -> None:
+        super().__init__("ray")
+        self.elsewhere, self.cancelled = elsewhere, 0
+
+    def init(self, **options: Any) -> None: ...
+
+    def remote(self, **resources: Any) -> Callable[..., Any]:
+        assert resources == {"num_cpus": 1, "num_gpus": 0}
+        return lambda work: SimpleNamespace(remote=lambda values: (work, pickle.dumps(values)))
+
+    def wait(self, tasks: list[Any]) -> tuple[list[Any], list[Any]]:
+        return tasks[:1], tasks[1:]
+
+    def get(self, tasks: list[Any]) -> list[Any]:
+        with contextlib.chdir(self.elsewhere):
+            return [work(pickle.loads(values)) for work, values in tasks]
+
+    def cancel(self, task: Any) -> None:
+        self.cancelled += 1
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    (tmp_path / "elsewhere").mkdir()
+    cluster = Cluster(tmp_path / "elsewhere")
+    monkeypatch.setitem(sys.modules, "ray", cluster)
+    return cluster
+
+
+def test_relative_paths_mean_the_same_on_every_machine_of_a_cluster(
+    copy: Path, shadowed: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(copy.parent)
+    assert train(ShadowsConfig(run=Path("run"), count=2, engine="ray"))["trained"] == 2
+    for name in ("000", "001"):
+        assert weights(copy / "shadows" / name) == weights(shadowed / "shadows" / name)
+    assert not any(cluster.elsewhere.iterdir())
+    assert train(ShadowsConfig(run=Path("run"), count=2, engine="ray"))["trained"] == 0
+
+
+def test_a_shadow_that_fails_on_a_cluster_is_reported_and_the_others_are_called_off(
+    copy: Path, cluster: Cluster, before_step: Callable[..., None]
+) -> None:
+    before_step(1, spoil)
+    with pytest.raises(LoricaError, match="diverged") as failed:
+        train(ShadowsConfig(run=copy, count=3, engine="ray"))
+    assert "learning-rate" in failed.value.remedy
+    assert cluster.cancelled == 2
 
 
 def test_a_cluster_trains_the_very_shadows_that_one_machine_does(

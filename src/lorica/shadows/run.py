@@ -1,5 +1,6 @@
 """`lorica shadows`: the shadows that are missing are trained, here or over a Ray cluster."""
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -59,6 +60,7 @@ def _over_a_cluster(ray: Any, shadows: Sequence[AdaptConfig]) -> None:
     """
     if not shadows:
         return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a privacy tool tells nobody that it was used
     ray.init(ignore_reinit_error=True, log_to_driver=False)
     cuda = torch.device(shadows[0].device or ("cuda" if torch.cuda.is_available() else "cpu")).type == "cuda"
     task = ray.remote(num_cpus=1, num_gpus=1 if cuda else 0)(_train_far_away)
@@ -83,8 +85,9 @@ def _portable(shadow: AdaptConfig, cuda: bool) -> dict[str, Any]:
     values |= {name: path.absolute() for name, path in values.items() if isinstance(path, Path)}
     if shadow.split.nonmembers is not None:
         values["split"] = values["split"] | {"nonmembers": shadow.split.nonmembers.absolute()}
-    if Path(shadow.base).exists():
-        values["base"] = str(Path(shadow.base).absolute())
+    for name in ("base", "base_config"):  # a hub id, or a path
+        if values[name] is not None and Path(values[name]).exists():
+            values[name] = str(Path(values[name]).absolute())
     return values
 
 
