@@ -207,8 +207,10 @@ def test_attacks_that_need_shadows_are_left_out_with_a_warning_where_there_are_n
 ) -> None:
     audit = run(changed(config, attacks=["loss", *WITH_SHADOWS]))
     assert set(audit["attacks"]) == {"loss"} and audit["target"]["shadows"] == 0
-    for name in WITH_SHADOWS:
-        assert any(w.startswith(f"{name} was not run") and "lorica shadows" in w for w in audit["warnings"])
+    assert any(
+        warning.startswith(f"{', '.join(WITH_SHADOWS)} were not run") and "lorica shadows" in warning
+        for warning in audit["warnings"]
+    )
 
 
 def test_an_attack_on_the_weights_of_a_lora_is_left_out_where_there_is_none(
@@ -216,7 +218,7 @@ def test_an_attack_on_the_weights_of_a_lora_is_left_out_where_there_is_none(
 ) -> None:
     audit = run(changed(config, lora=None, shadows=shadows, attacks=WITH_SHADOWS))
     assert set(audit["attacks"]) == {"lira", "rmia"}
-    assert any("gsa was not run: it looks at the weights of a LoRA" in warning for warning in audit["warnings"])
+    assert any("gsa was not run: there is no LoRA whose weights" in warning for warning in audit["warnings"])
 
 
 def test_shadows_are_asked_once_and_only_by_the_attacks_that_need_them(

@@ -104,7 +104,8 @@ def test_a_shadow_is_the_runs_recipe_on_another_split_with_another_seed(shadowed
 def test_a_second_call_trains_nothing_and_a_higher_count_leaves_the_earlier_ones_alone(copy: Path) -> None:
     assert train(ShadowsConfig(run=copy, count=1))["trained"] == 1
     before = contents(copy / "shadows")
-    assert train(ShadowsConfig(run=copy, count=1)) == {"shadows": [str(copy / "shadows" / "000")], "trained": 0}
+    again = train(ShadowsConfig(run=copy, count=1))
+    assert again == {"shadows": [str(copy / "shadows" / "000")], "trained": 0, "base": recipe(copy).base}
     assert contents(copy / "shadows") == before
     assert train(ShadowsConfig(run=copy, count=2))["trained"] == 1
     assert {name: content for name, content in contents(copy / "shadows").items() if name in before} == before

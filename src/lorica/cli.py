@@ -155,7 +155,7 @@ def _shadows(config: Any) -> None:
     folder = escape(str(config.run))
     console.print(
         f"Done: {len(result['shadows'])} shadow LoRAs in {folder}/shadows, {result['trained']} of them trained now.\n"
-        f"Next: lorica audit --lora {folder} --output {folder}/audit"
+        f"Next: lorica audit --base {escape(result['base'])} --lora {folder} --output {folder}/audit"
     )
 
 

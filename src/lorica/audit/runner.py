@@ -39,9 +39,7 @@ def run(config: AuditConfig) -> dict[str, Any]:
     shadows = shadows_of(config, split)
     subjects, target, warnings = _subjects(config, split)
     _refuse_other_audit(config, target)
-    reasons = {name: reason for name in attacks if (reason := _why_not(attacks[name], config, shadows))}
-    attacks = {name: attack for name, attack in attacks.items() if name not in reasons}
-    skipped = [f"{name} was not run: {reason}" for name, reason in reasons.items()]
+    attacks, skipped = _possible(attacks, config, shadows)
     warnings = [*split.notes, *_balance(split, config), *warnings, *skipped]
     target |= {"shadows": len(shadows)}
 
@@ -87,16 +85,29 @@ def run(config: AuditConfig) -> dict[str, Any]:
     return audit
 
 
-def _why_not(attack: Attack, config: AuditConfig, shadows: Sequence[Shadow]) -> str | None:
-    """What an attack lacks."""
+def _possible(
+    attacks: Mapping[str, Attack], config: AuditConfig, shadows: Sequence[Shadow]
+) -> tuple[dict[str, Attack], list[str]]:
+    """The attacks that have what they need, and why the others have not."""
+    lacking: dict[str | None, list[str]] = {}
+    for name, attack in attacks.items():
+        lacking.setdefault(_lack(attack, config, shadows), []).append(name)
+    possible = {name: attacks[name] for name in lacking.pop(None, [])}
+    return possible, [
+        f"{', '.join(names)} {'was' if len(names) == 1 else 'were'} not run: {reason}"
+        for reason, names in lacking.items()
+    ]
+
+
+def _lack(attack: Attack, config: AuditConfig, shadows: Sequence[Shadow]) -> str | None:
     if attack.needs_base and config.lora is None:
-        return "it compares a LoRA with its base"
+        return "there is no LoRA to compare with its base"
     if attack.needs_lora and config.lora is None:
-        return "it looks at the weights of a LoRA"
+        return "there is no LoRA whose weights could be looked at"
     if attack.needs_shadows and not shadows:
-        return "it needs shadow LoRAs (lorica shadows RUN)"
+        return "there are no shadow LoRAs to compare with (lorica shadows RUN trains them)"
     if attack.needs_caption and config.captions != FILE:
-        return "it needs each picture's own caption (--captions file)"
+        return "each picture's own caption is needed (--captions file)"
     return None
 
 

@@ -26,7 +26,7 @@ def run(config: ShadowsConfig) -> dict[str, Any]:
     Each is an adapt run of its own: an interrupted one goes on where it stopped.
 
     Returns:
-        {"shadows": folders of all of them, "trained": how many were trained now}.
+        {"shadows": folders of all of them, "trained": how many were trained now, "base": their base model}.
 
     Raises:
         LoricaError: as `plan`, a training that diverges, or no Ray where it was asked for.
@@ -35,7 +35,8 @@ def run(config: ShadowsConfig) -> dict[str, Any]:
     shadows = plan(config)
     missing = [shadow for shadow in shadows if finished(shadow) is None]
     train(missing)
-    return {"shadows": [str(shadow.output) for shadow in shadows], "trained": len(missing)}
+    folders = [str(shadow.output) for shadow in shadows]
+    return {"shadows": folders, "trained": len(missing), "base": shadows[0].base}
 
 
 def _one_after_the_other(shadows: Sequence[AdaptConfig]) -> None:
