@@ -6,8 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 from pydantic.fields import FieldInfo
@@ -16,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import lorica
-from lorica.config import Config, load, walk
+from lorica.config import Config, load, plain_types, walk
 from lorica.errors import LoricaError
 from lorica.progress import console
 
@@ -105,7 +104,7 @@ def _leaf_parameter(key: str, field: FieldInfo, *, argument: bool) -> inspect.Pa
     if default is not PydanticUndefined and default not in (None, [], "", {}):
         shown += escape(f" [default: {default}]")
     name = _identifier(key)
-    kinds = set(_plain_types(field.annotation))
+    kinds = set(plain_types(field.annotation))
     values: Any = list[str] | None if list in kinds else str | None
     if argument:
         return _parameter(
@@ -118,13 +117,6 @@ def _leaf_parameter(key: str, field: FieldInfo, *, argument: bool) -> inspect.Pa
     if kinds == {bool}:
         return _parameter(name, Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", **about)], None)
     return _parameter(name, Annotated[values, typer.Option(flag, metavar=_metavar(field, kinds), **about)], None)
-
-
-def _plain_types(annotation: Any) -> list[Any]:
-    """The types of an annotation, unions opened, None left out, generics reduced to their origin."""
-    if get_origin(annotation) in (Union, UnionType):
-        return [t for part in get_args(annotation) for t in _plain_types(part)]
-    return [] if annotation is type(None) else [get_origin(annotation) or annotation]
 
 
 def _metavar(field: FieldInfo, kinds: set[Any]) -> str:
@@ -269,13 +261,7 @@ def _register() -> None:
         examples="lorica adapt pictures/ --objective smp-lora --steps 2000 --seed 0 --output runs/mine\n\n"
         "lorica adapt pictures/ --output runs/mine --resume",
     )
-    add_verb(
-        "shadows",
-        ShadowsConfig,
-        _shadows,
-        positional=("run",),
-        examples="lorica shadows runs/mine --count 16\n\nlorica shadows runs/mine --count 64 --engine ray",
-    )
+    add_verb("shadows", ShadowsConfig, _shadows, positional=("run",), examples="lorica shadows runs/mine --count 16")
     add_verb(
         "audit",
         AuditConfig,
