@@ -213,6 +213,8 @@ def print_audit(audit: dict[str, Any]) -> None:
     console.print(f"[bold]{escape(audit['verdict']['text'])}[/]")
     if audit.get("collection"):
         console.print(escape(audit["collection"]["text"]))
+    if audit.get("canaries"):
+        console.print(escape(audit["canaries"]["text"]))
     first = next(iter(audit["attacks"].values()))
     table = Table(
         "attack",

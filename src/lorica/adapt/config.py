@@ -71,6 +71,13 @@ class AdaptConfig(Config):
     gradient_checkpointing: bool = Field(False, description="save memory, recompute activations in backward")
     device: str | None = Field(None, description="cpu or cuda; picks cuda where there is one")
 
+    canaries: int = Field(
+        0,
+        ge=0,
+        description="pictures like no others, drawn for the run and trained on by the toss of a coin each: an audit "
+        "then bounds the epsilon of differential privacy from below. A hundred and more are worth it",
+    )
+
     lora: LoraConfig = LoraConfig()
     proxy: ProxyConfig = ProxyConfig()
     split: SplitConfig = SplitConfig()

@@ -11,6 +11,8 @@ from lorica.adapt.monitor import METRICS_FILE
 from lorica.adapt.state import completed_steps
 from lorica.artefacts import CONFIG_FILE, RUN_FILE, SHADOWS, SPLIT_FILE, prepare_output, read_json, write_text
 from lorica.config import load, walk
+from lorica.data.canaries import FOLDER as CANARIES
+from lorica.data.canaries import folder_of
 from lorica.data.split import Split
 from lorica.diffusion.lora import KOHYA_FILE, PEFT_FILE
 from lorica.errors import LoricaError
@@ -78,7 +80,7 @@ def begin(config: AdaptConfig, split: Split) -> None:
     """
     if not config.resume:
         if (config.output / CONFIG_FILE).exists():
-            _clear(config.output)
+            _clear(config)
         (config.output / RESUME_FILE).unlink(missing_ok=True)
     write_text(config.output / CONFIG_FILE, settled(config).to_yaml())
     if not (config.resume and (config.output / SPLIT_FILE).exists()):
@@ -102,10 +104,13 @@ def _leaf(config: AdaptConfig, key: str) -> Any:
     return value
 
 
-def _clear(output: Path) -> None:
+def _clear(config: AdaptConfig) -> None:
+    output = config.output
     # An audit of the LoRA that goes would vouch for the one that comes, and its shadows would stand in for it.
     audits = {file.parent.name for file in output.glob("*/audit.json")}
-    for name in ("checkpoints", "samples", "tensorboard", SHADOWS, *audits):
+    canaries = {path.name for path in output.glob(f"{CANARIES}_*")}
+    canaries -= {folder_of(output, config.canaries, config.seed).name}  # the new run's own
+    for name in ("checkpoints", "samples", "tensorboard", SHADOWS, *audits, *canaries):
         shutil.rmtree(output / name, ignore_errors=True)
     # The configuration goes last: as long as it is there, the folder counts as a run.
     for name in (RUN_FILE, PEFT_FILE, KOHYA_FILE, METRICS_FILE, SPLIT_FILE, CONFIG_FILE):

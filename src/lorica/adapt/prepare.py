@@ -1,6 +1,7 @@
 """Everything before the first step: split, encoded pools, LoRA, attacker and optimisers, all from the seed."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from lorica.adapt.proxy import Proxy
 from lorica.adapt.state import State
 from lorica.adapt.step import Step
 from lorica.artefacts import SPLIT_FILE
-from lorica.data.pictures import read_folder
+from lorica.data.canaries import FOLDER as CANARIES
+from lorica.data.canaries import make_canaries
+from lorica.data.pictures import Picture, read_folder
 from lorica.data.split import Split, make_split
 from lorica.diffusion import Encoded, LatentDiffusion, add_lora, encode
 from lorica.diffusion.model import pick_device
@@ -77,8 +80,21 @@ def choose_split(config: AdaptConfig) -> Split:
     )  # fmt: skip
 
 
-def choose_defences(config: AdaptConfig, split: Split, processes: int) -> dict[str, Defence]:
+def choose_canaries(config: AdaptConfig, accelerator: Accelerator) -> list[Picture]:
+    """The canaries that are trained on beside the members, drawn where they are not there yet; often none."""
+    if not config.canaries:
+        return []
+    with accelerator.main_process_first():
+        return make_canaries(config.output, config.canaries, config.seed).trained
+
+
+def choose_defences(config: AdaptConfig, trained: int, processes: int) -> dict[str, Defence]:
     """The defences of the run by name, in the order in which they act.
+
+    Args:
+        config: of the run.
+        trained: number of pictures in D_tr.
+        processes: of the run.
 
     Raises:
         LoricaError: one needs what is not there, or cannot work with these pictures or several processes.
@@ -88,7 +104,7 @@ def choose_defences(config: AdaptConfig, split: Split, processes: int) -> dict[s
         defence = DEFENCES[name]
         if defence.alone and processes > 1:
             raise LoricaError(f"defence {name} runs in one process only", "Start it without torchrun.")
-        defences[name] = defence(defence.Options(**options), config, len(split.members))
+        defences[name] = defence(defence.Options(**options), config, trained)
     return defences
 
 
@@ -97,6 +113,7 @@ def assemble(
     accelerator: Accelerator,
     model: LatentDiffusion,
     split: Split,
+    canaries: list[Picture],
     defences: dict[str, Defence],
     *,
     resuming: bool,
@@ -108,18 +125,20 @@ def assemble(
         accelerator: connects the processes; the main one encodes, the others read its cache.
         model: the base model.
         split: the pictures.
+        canaries: trained on beside the members.
         defences: as `choose_defences` made them.
         resuming: a checkpoint will be loaded, so that what is in it need not be measured.
     """
+    groups = split.groups | {CANARIES: canaries}
     identity = {
         "base model": model.fingerprint,
-        "pictures or captions": _digest(split),
+        "pictures or captions": _digest(groups),
         "number of processes": str(accelerator.num_processes),
     }
     cache = config.cache or config.output / "cache"
     with accelerator.main_process_first():
-        encoded = {group: encode(model, pictures, cache) for group, pictures in split.groups.items()}
-        pools = _pools(config, model, split, encoded, list(defences.values()), cache)
+        encoded = {group: encode(model, pictures, cache) for group, pictures in groups.items() if pictures}
+        pools = _pools(config, model, groups, encoded, list(defences.values()), cache)
     parameters, optimiser = _add_lora(config, model)
     for defence in defences.values():
         defence.attach(model, parameters)
@@ -147,8 +166,8 @@ def assemble(
     )
 
 
-def _digest(split: Split) -> str:
-    parts = [f"{group}\x1f{p.sha256}\x1f{p.caption}" for group, pictures in split.groups.items() for p in pictures]
+def _digest(groups: Mapping[str, list[Picture]]) -> str:
+    parts = [f"{group}\x1f{p.sha256}\x1f{p.caption}" for group, pictures in groups.items() for p in pictures]
     return hashlib.sha256("\x1e".join(parts).encode()).hexdigest()
 
 
@@ -184,24 +203,24 @@ def _add_proxy(
 def _pools(
     config: AdaptConfig,
     model: LatentDiffusion,
-    split: Split,
+    groups: Mapping[str, list[Picture]],
     encoded: dict[str, Encoded],
     defences: list[Defence],
     cache: Path,
 ) -> Pools:
-    def pool(name: str, *groups: str) -> Pool:
-        contexts = None
+    def pool(name: str, *of: str) -> Pool:
+        parts, contexts = [encoded[group] for group in of if groups[group]], None
         if not config.lora.text_encoder:
-            contexts = torch.cat([encoded[group].contexts for group in groups]).to(model.device)
-        latents = torch.cat([encoded[group].latents for group in groups]).to(model.device)
-        pictures = [picture for group in groups for picture in split.groups[group]]
+            contexts = torch.cat([part.contexts for part in parts]).to(model.device)
+        latents = torch.cat([part.latents for part in parts]).to(model.device)
+        pictures = [picture for group in of for picture in groups[group]]
         made = Pool(name, latents, contexts, tuple(picture.caption for picture in pictures))
         for defence in defences:
             made = defence.pool(made, pictures, model, cache)
         return made
 
     return Pools(
-        train=pool("train", "aux_members", "test_members"),
+        train=pool("train", "aux_members", "test_members", CANARIES),
         aux_members=pool("aux members", "aux_members"),
         aux_nonmembers=pool("aux non-members", "aux_nonmembers"),
     )

@@ -14,7 +14,7 @@ from lorica.adapt.folder import RESUME_FILE, begin, check_output, finished, sett
 from lorica.adapt.interrupt import interruptible
 from lorica.adapt.monitor import Monitor, read_metrics
 from lorica.adapt.objectives import OBJECTIVES
-from lorica.adapt.prepare import Job, assemble, choose_defences, choose_split, connect
+from lorica.adapt.prepare import Job, assemble, choose_canaries, choose_defences, choose_split, connect
 from lorica.adapt.state import completed_steps
 from lorica.adapt.step import DTYPES
 from lorica.artefacts import RUN_FILE, provenance, write_json
@@ -46,7 +46,8 @@ def run(config: AdaptConfig) -> dict[str, Any]:
             console.print(f"The run in {escape(str(config.output))} is complete; to go further, raise --steps.")
         return record if main else {}
     split = choose_split(config)
-    defences = choose_defences(config, split, accelerator.num_processes)
+    canaries = choose_canaries(config, accelerator)
+    defences = choose_defences(config, len(split.members) + len(canaries), accelerator.num_processes)
     model = LatentDiffusion.load(
         config.base, device=str(accelerator.device), dtype=DTYPES[config.precision], config=config.base_config
     )
@@ -54,7 +55,7 @@ def run(config: AdaptConfig) -> dict[str, Any]:
     for note in [*split.notes, *model.caption_notes(captions)] if main else []:
         console.print(f"[yellow]note:[/] {escape(note)}")
     start = _common_start(config, accelerator)
-    job = assemble(config, accelerator, model, split, defences, resuming=start > 0)
+    job = assemble(config, accelerator, model, split, canaries, defences, resuming=start > 0)
     if start:
         job.state.load(config.output / RESUME_FILE)
     if config.resume and main:
@@ -164,7 +165,7 @@ def _finish(config: AdaptConfig, accelerator: Accelerator, job: Job, done: int) 
         "base_fingerprint": job.model.fingerprint,
         "counts": {group: len(pictures) for group, pictures in job.split.groups.items()},
         "steps": steps,
-        "steps_per_picture": drawn / len(job.split.members),
+        "steps_per_picture": drawn / len(job.step.pools.train),
         "stopped": {"step": done, "why": stopped} if stopped else None,
         "augmentation": ", ".join(d.augmentation for d in job.defences.values() if d.augmentation) or "none",
         "defences": {name: config.defences[name] | defence.facts(steps) for name, defence in job.defences.items()},

@@ -5,10 +5,12 @@ from typing import Any
 
 from lorica.artefacts import SPLIT_FILE, prepare_output, provenance, read_json, write_json
 from lorica.audit.attacks.base import Attack, Features, Groups, StatisticAttack
+from lorica.audit.canaries import canaries_of, canary_bound
 from lorica.audit.captions import FILE, captioned, described
 from lorica.audit.collection import Halves, collection_test
 from lorica.audit.config import AuditConfig
 from lorica.audit.controls import METHOD, blind_scores, control, estimate
+from lorica.audit.exposure import most_exposed
 from lorica.audit.extract import BASE, Subject, as_seen_by_lora, extract
 from lorica.audit.gate import Gate
 from lorica.audit.score import MembershipScores
@@ -37,6 +39,7 @@ def run(config: AuditConfig) -> dict[str, Any]:
     split = _split(config)
     attacks = {name: config.attack(name) for name in config.attacks}
     shadows = shadows_of(config, split)
+    canaries = canaries_of(config.lora)
     subjects, target, warnings = _subjects(config, split)
     _refuse_other_audit(config, target)
     attacks, skipped = _possible(attacks, config, shadows)
@@ -72,7 +75,9 @@ def run(config: AuditConfig) -> dict[str, Any]:
         "captions": described(config.captions),
         "counts": {group: len(split.groups[group]) for group in GROUPS},
         "attacks": results,
+        "exposed": {name: most_exposed(found) for name, found in scores.items()},
         "collection": _collection(attacks, halves, config.seed, fair=not objections),
+        "canaries": canaries and canary_bound(config, canaries, subjects["target"], target),
         "controls": {"base": base_control, "blind": blind},
         "verdict": judge(
             scores, {name: attacks[name] for name in scores}, level=config.level, fprs=config.fprs,
@@ -129,13 +134,14 @@ def _subjects(config: AuditConfig, split: Split) -> tuple[dict[str, Subject], di
     """The base model and, where there is a LoRA, the target; what the report says of the target; warnings."""
     pictures = [picture for group in GROUPS for picture in split.groups[group]]
     model = LatentDiffusion.load(config.base, device=config.device, config=config.base_config)
+    # Before the pictures are encoded, which takes long: a LoRA that cannot be used should be known by then.
+    file = model.load_lora(config.lora) if config.lora is not None else None
     encoded = encode(model, pictures, config.cache or config.output / "cache")
     warnings = model.caption_notes([picture.caption for picture in pictures])
     target: dict[str, Any] = {"base": model.name, "base_fingerprint": model.fingerprint}
     base = Subject(model, BASE, encoded, tuple(pictures), model.base_only, "the base model")
-    if config.lora is None:
+    if config.lora is None or file is None:
         return {"target": base}, target | {"lora": None, "lora_sha256": None}, warnings
-    file = model.load_lora(config.lora)
     facts = training_facts(config.lora)
     trained_on = {file["base"], facts.pop("base_fingerprint", None)} - {None}
     target |= {

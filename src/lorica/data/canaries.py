@@ -35,49 +35,49 @@ class Canaries:
         return [picture for picture, included in zip(self.pictures, self.included, strict=True) if included]
 
 
-def make_canaries(run: Path, count: int, seed: int, size: int) -> Canaries:
-    """Draw canaries into RUN/canaries and toss their coins; the same again for the same seed, so that a run resumes.
+def folder_of(run: Path, count: int, seed: int) -> Path:
+    """Where a run keeps its canaries; another seed's are never in the way."""
+    return run / f"{FOLDER}_{count}_seed_{seed}"
+
+
+def make_canaries(run: Path, count: int, seed: int) -> Canaries:
+    """Draw canaries into a folder of the run and toss their coins; what is there already stays, so that a run resumes.
 
     Args:
         run: the output folder of an adapt run.
         count: how many.
         seed: of pictures and coins.
-        size: side in pixels.
 
     Raises:
-        LoricaError: the folder cannot be written, or holds the canaries of another seed or count.
+        LoricaError: the folder cannot be written, or what is there was damaged.
     """
-    folder = run / FOLDER
-    # A stream of its own for the coins: whoever draws pictures from the same seed must not repeat them.
-    included = (np.random.default_rng([seed, *b"canary coins"]).random(count) < 0.5).tolist()
-    record = {"seed": seed, "included": included}
-    if (folder / _COINS_FILE).exists():
-        if read_json(folder / _COINS_FILE, "coins of the canaries") != record:
-            raise LoricaError(f"{folder} holds other canaries", "Give another --output, or --overwrite.")
-        return load_canaries(run)
-    for index in range(count):
-        picture, caption = draw_canary(seed, index, size)
-        write_with(folder / f"{index:05d}.png", lambda file, picture=picture: picture.save(file, format="PNG"))  # type: ignore[misc]
-        write_text(folder / f"{index:05d}.txt", caption + "\n")
-    write_json(folder / _COINS_FILE, record)  # last: without it the set is not complete
-    return load_canaries(run)
+    folder = folder_of(run, count, seed)
+    if not (folder / _COINS_FILE).exists():
+        # A stream of its own for the coins: whoever draws pictures from the same seed must not repeat them.
+        coins = (np.random.default_rng([seed, *b"canary coins"]).random(count) < 0.5).tolist()
+        for index in range(count):
+            picture, caption = draw_canary(seed, index)
+            write_with(folder / f"{index:05d}.png", lambda file, picture=picture: picture.save(file, format="PNG"))  # type: ignore[misc]
+            write_text(folder / f"{index:05d}.txt", caption + "\n")
+        write_json(folder / _COINS_FILE, {"included": coins})  # last: without it the set is not complete
+    return load_canaries(run, count, seed)
 
 
-def load_canaries(run: Path) -> Canaries:
+def load_canaries(run: Path, count: int, seed: int) -> Canaries:
     """The canaries of a run.
 
     Raises:
         LoricaError: there are none, or a file is missing or damaged.
     """
-    folder = run / FOLDER
+    folder = folder_of(run, count, seed)
     included = read_json(folder / _COINS_FILE, "coins of the canaries").get("included")
     pictures = read_folder(folder)
-    if not isinstance(included, list) or len(included) != len(pictures):
-        raise LoricaError(f"{folder} is incomplete or damaged", "Train again with --canaries and --overwrite.")
+    if not isinstance(included, list) or not len(included) == len(pictures) == count:
+        raise LoricaError(f"{folder} is incomplete or damaged", "Remove it and train again.")
     return Canaries(tuple(pictures), tuple(map(bool, included)))
 
 
-def draw_canary(seed: int, index: int, size: int = 64) -> tuple[Image.Image, str]:
+def draw_canary(seed: int, index: int, size: int = 256) -> tuple[Image.Image, str]:
     """Random colours on a coarse grid, blended, and a caption of random words: nothing that a model could guess."""
     rng = np.random.default_rng([seed, index, *b"canary"])
     grid = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)

@@ -13,7 +13,7 @@ from lorica.errors import LoricaError
 from lorica.shadows.plan import recipe
 
 # What shadows of one run may differ in. Not in their steps, which a resumed run may change.
-_OWN = (FREE_ON_RESUME - {"steps"}) | {"seed", "split.file", "split.holdout", "split.aux", "split.counts"}
+_OWN = (FREE_ON_RESUME - {"steps"}) | {"seed", "split.file", "split.holdout", "split.aux", "split.counts", "canaries"}
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ def plan(config: ShadowsConfig) -> list[AdaptConfig]:
             "device": config.device or base.device,
             "cache": base.cache or config.run / "cache",  # encoded pictures are the same ones
             "sample_every": 0,
+            "canaries": 0,
             "resume": True,
             "overwrite": False,
         }

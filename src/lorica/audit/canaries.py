@@ -1,0 +1,83 @@
+"""What canaries prove: a lower bound on the epsilon of differential privacy, from one training run."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lorica.artefacts import CONFIG_FILE
+from lorica.audit.attacks import CalibratedLossAttack
+from lorica.audit.config import AuditConfig
+from lorica.audit.epsilon import one_run_audit
+from lorica.audit.extract import BASE, Subject, as_seen_by_lora, extract
+from lorica.audit.target import find_run
+from lorica.data.canaries import Canaries, load_canaries
+from lorica.diffusion import encode
+
+LEVEL = 0.95
+
+
+def canaries_of(lora: Path | None) -> Canaries | None:
+    """The canaries of the run that a LoRA comes from, if it was trained with any.
+
+    Raises:
+        LoricaError: they are damaged.
+    """
+    run = find_run(lora) if lora is not None else None
+    if run is None:
+        return None
+    config = yaml.safe_load((run / CONFIG_FILE).read_text(encoding="utf-8")) or {}
+    count = config.get("canaries") or 0
+    return load_canaries(run, int(count), int(config.get("seed") or 0)) if count else None
+
+
+def canary_bound(config: AuditConfig, canaries: Canaries, target: Subject, claimed: dict[str, Any]) -> dict[str, Any]:
+    """The entry "canaries" of audit.json.
+
+    The score of a canary is `calibrated-loss`, chosen beforehand; its coin is known to nobody but the run.
+
+    Args:
+        config: of the audit.
+        canaries: pictures and coins.
+        target: the LoRA under audit; its pictures are not looked at.
+        claimed: "claimed_epsilon" and "claimed_delta", where the run was trained for differential privacy.
+    """
+    attack, pictures, model = CalibratedLossAttack(), canaries.pictures, target.model
+    encoded = encode(model, pictures, config.cache or config.output / "cache")
+    base = Subject(model, BASE, encoded, pictures, model.base_only, "the base model, about canaries")
+    lora = Subject(
+        model, target.state, as_seen_by_lora(model, encoded, pictures), pictures, name="the LoRA, about canaries"
+    )
+    folder = (config.cache or config.output) / "features"
+    on_lora, on_base = (
+        extract({"it": attack}, subject, folder=folder, seed=config.seed, batch_size=config.batch_size)["it"]
+        for subject in (lora, base)
+    )
+    scores = attack.statistic({"losses": on_lora["losses"], "base_losses": on_base["losses"]})
+    delta = float(claimed.get("claimed_delta", 0.0))
+    included = canaries.included
+    bound = one_run_audit(scores, list(included), delta=delta, level=LEVEL, seed=config.seed)
+    found = {
+        "count": len(included),
+        "included": sum(included),
+        "attack": attack.name,
+        "epsilon_lower_bound": bound,
+        "delta": delta,
+        "level": LEVEL,
+        "claimed_epsilon": claimed.get("claimed_epsilon"),
+    }
+    return found | {"text": _sentence(found)}
+
+
+def _sentence(found: dict[str, Any]) -> str:
+    about = (
+        f"With {found['count']} canaries, of which coins put {found['included']} into training, "
+        f"epsilon is at least {found['epsilon_lower_bound']:.2f} (delta {found['delta']:g}, one-sided "
+        f"{100 * found['level']:g} % confidence)"
+    )
+    claimed = found["claimed_epsilon"]
+    if claimed is None:
+        return f"{about}: no smaller one can be promised for this training."
+    if found["epsilon_lower_bound"] > claimed:
+        return f"{about}. That contradicts the epsilon of {claimed:.2f} that was claimed for it."
+    return f"{about}; {claimed:.2f} was claimed for it."
