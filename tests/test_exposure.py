@@ -1,9 +1,15 @@
 """Which members an attacker would name first."""
 
-import numpy as np
+from pathlib import Path
 
-from lorica.audit.exposure import most_exposed
+import numpy as np
+from PIL import Image
+
+from lorica.audit.exposure import most_exposed, write_thumbnails
 from lorica.audit.score import MembershipScores
+from lorica.data import read_folder, write_cohort
+from lorica.report import ReportRun, build
+from synthetic_audit import LORA, audit
 
 
 def test_members_are_listed_by_how_few_nonmembers_score_as_high() -> None:
@@ -16,3 +22,27 @@ def test_an_inverted_attack_exposes_the_members_that_score_lowest() -> None:
     scores = MembershipScores([-5.0, 0.5, -7.0], np.arange(10.0))
     assert [one["index"] for one in most_exposed(scores)] == [2, 0, 1]
     assert most_exposed(scores)[0]["fpr"] == 0.0
+
+
+def test_the_page_names_exposed_members_by_place_and_shows_pictures_only_where_there_are_thumbnails(
+    tmp_path: Path,
+) -> None:
+    result = audit(LORA)
+    worst = ReportRun("LoRA", result).worst
+    result["exposed"] = {worst: [{"index": 7, "fpr": 0.0}, {"index": 3, "fpr": 0.125}, "damaged", {"index": None}]}
+    page = build([ReportRun("LoRA", result)], title="t", command="c", output=tmp_path / "a.html").read_text()
+    assert "Most exposed members" in page and "12.5%" in page and 'alt="test member 7"' not in page
+    assert "lorica audit --thumbnails" in page
+    Image.new("RGB", (96, 96)).save(tmp_path / "00007.png")
+    run = ReportRun("LoRA", result, thumbnails={7: tmp_path / "00007.png"})
+    page = build([run], title="t", command="c", output=tmp_path / "b.html").read_text()
+    assert 'alt="test member 7"' in page and 'alt="test member 3"' not in page
+
+
+def test_thumbnails_are_written_only_where_asked_for_and_those_of_an_earlier_audit_go(tmp_path: Path) -> None:
+    members = read_folder(write_cohort(tmp_path / "people", 3, seed=0))
+    found = {"loss": [{"index": 2, "fpr": 0.0}], "mc-loss": [{"index": 0, "fpr": 0.1}]}
+    write_thumbnails(tmp_path, found, members, wanted=True)
+    assert sorted(file.name for file in (tmp_path / "exposed").iterdir()) == ["00000.png", "00002.png"]
+    write_thumbnails(tmp_path, found, members, wanted=False)
+    assert not (tmp_path / "exposed").exists()

@@ -62,6 +62,9 @@ class AuditConfig(Config):
         description='release gate, exit code 3 when it holds for any attack: "auc>0.6" (point value, of the better '
         'direction), "upper(auc)>0.6" (upper end of the interval); also auc_distance, asr, oracle_asr, tpr@0.01',
     )
+    thumbnails: bool = Field(
+        False, description="put small copies of the most exposed members into OUTPUT and the report. Private!"
+    )
     overwrite: bool = Field(False, description="replace the audit of another model in OUTPUT")
 
     @field_validator("attacks")

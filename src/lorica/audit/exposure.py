@@ -1,12 +1,18 @@
 """Which members an attacker would name first: by place in the split, never by name or picture."""
 
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lorica.artefacts import THUMBNAILS, write_with
 from lorica.audit.score import MembershipScores
+from lorica.data import Picture, fit, load_rgb
 
 LISTED = 10
+_SIDE = 96
 
 
 def most_exposed(scores: MembershipScores, listed: int = LISTED) -> list[dict[str, Any]]:
@@ -28,3 +34,14 @@ def most_exposed(scores: MembershipScores, listed: int = LISTED) -> list[dict[st
     order = np.lexsort((-members, above))[:listed]
     found = [{"index": int(i), "fpr": float(above[i] / len(nonmembers))} for i in order]
     return [one for one in found if one["fpr"] < 0.5]
+
+
+def write_thumbnails(
+    output: Path, exposed: Mapping[str, Sequence[Mapping[str, Any]]], members: Sequence[Picture], wanted: bool
+) -> None:
+    """Small copies of the members that any attack exposes, by place, into OUTPUT; those of an earlier audit go."""
+    folder = output / THUMBNAILS
+    shutil.rmtree(folder, ignore_errors=True)
+    for index in sorted({one["index"] for found in exposed.values() for one in found}) if wanted else []:
+        small = fit(load_rgb(members[index].file), _SIDE)
+        write_with(folder / f"{index:05d}.png", lambda file, small=small: small.save(file, format="PNG"))  # type: ignore[misc]

@@ -10,7 +10,7 @@ from lorica.audit.captions import FILE, captioned, described
 from lorica.audit.collection import Halves, collection_test
 from lorica.audit.config import AuditConfig
 from lorica.audit.controls import METHOD, blind_scores, control, estimate
-from lorica.audit.exposure import most_exposed
+from lorica.audit.exposure import most_exposed, write_thumbnails
 from lorica.audit.extract import BASE, Subject, as_seen_by_lora, extract
 from lorica.audit.gate import Gate
 from lorica.audit.score import MembershipScores
@@ -67,6 +67,8 @@ def run(config: AuditConfig) -> dict[str, Any]:
     blind = control({"blind": blind_scores(split.groups)}, config.level, "fair")["blind"] | {"method": METHOD}
     base_control = control(on_base, config.level, "covers_chance")
     objections = _objections(target, blind, base_control)
+    exposed = {name: most_exposed(found) for name, found in scores.items()}
+    write_thumbnails(config.output, exposed, split.groups["test_members"], config.thumbnails)
     thresholds = {name: results[name]["asr"]["threshold"] for name in results}
     audit = {
         "schema": SCHEMA,
@@ -75,7 +77,7 @@ def run(config: AuditConfig) -> dict[str, Any]:
         "captions": described(config.captions),
         "counts": {group: len(split.groups[group]) for group in GROUPS},
         "attacks": results,
-        "exposed": {name: most_exposed(found) for name, found in scores.items()},
+        "exposed": exposed,
         "collection": _collection(attacks, halves, config.seed, fair=not objections),
         "canaries": canaries and canary_bound(config, canaries, subjects["target"], target),
         "controls": {"base": base_control, "blind": blind},

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,17 +12,16 @@ import numpy as np
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image, UnidentifiedImageError
 from plotly.offline import get_plotlyjs
 
 from lorica.artefacts import write_text
 from lorica.errors import LoricaError
 from lorica.report import figures, words
 from lorica.report.look import DARK, looks
+from lorica.report.pictures import exposed, samples
 from lorica.report.run import Estimate, ReportRun, finite
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_PICTURE_SIDE = 384  # longest side of an embedded picture; enough to look at, and a page stays a few megabytes
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,8 @@ def _render(runs: list[ReportRun], title: str, command: str) -> str:
         quality=quality,
         controls=words.controls(audited),
         base_control=_base_control(audited),
-        samples=_samples(runs),
+        samples=samples(runs),
+        exposed=exposed(runs),
         facts=_facts(audited),
         settings=[(run.label, _yaml(run)) for run in audited],
         caveats=words.caveats(runs),
@@ -222,29 +221,6 @@ def _base_control(audited: Sequence[ReportRun]) -> list[tuple[str, Estimate, boo
             if isinstance(raw, dict) and attack not in found:
                 found[attack] = (attack, Estimate.of(raw.get("auc")), raw.get("covers_chance"))
     return list(found.values())
-
-
-def _samples(runs: Sequence[ReportRun]) -> list[tuple[str, list[tuple[int, str, str]]]]:
-    """(caption, [(run index, label, data URI)]): pictures of the same caption side by side, in the order first met."""
-    rows: dict[tuple[str, int], list[tuple[int, str, str]]] = {}
-    for index, run in enumerate(runs):
-        met: dict[str, int] = {}
-        captions = [*run.captions, *[""] * (len(run.samples) - len(run.captions))]
-        for sample, caption in zip(run.samples, captions, strict=False):
-            met[caption] = met.get(caption, 0) + 1
-            rows.setdefault((caption, met[caption]), []).append((index, run.label, _data_uri(sample)))
-    return [(caption, pictures) for (caption, _), pictures in rows.items()]
-
-
-def _data_uri(sample: Path | Image.Image) -> str:
-    try:
-        picture = (Image.open(sample) if isinstance(sample, Path) else sample).convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise LoricaError(f"sample picture cannot be read: {sample}: {error}", "Draw it again.") from error
-    picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _facts(audited: Sequence[ReportRun]) -> list[tuple[str, list[str]]]:

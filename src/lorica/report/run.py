@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from lorica.artefacts import read_json
+from lorica.artefacts import THUMBNAILS, read_json
 from lorica.errors import LoricaError
 
 SCHEMA = 1
@@ -54,6 +54,7 @@ class ReportRun:
             "validation_loss": float}`, each optional; the loss is the one on test non-members.
         samples: generated pictures, as files or in memory.
         captions: one per picture. Pictures of several runs with the same caption are shown side by side.
+        thumbnails: small copies of exposed members, by their place among the test members.
     """
 
     label: str
@@ -62,6 +63,7 @@ class ReportRun:
     quality: dict[str, Any] | None = None
     samples: list[Path | Image.Image] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
+    thumbnails: dict[int, Path] = field(default_factory=dict)
 
     def part(self, *path: str) -> dict[str, Any]:
         """A section of the audit, empty where it is absent."""
@@ -147,6 +149,7 @@ def load_run(audit_folder: Path, run_folder: Path | None = None) -> ReportRun:
         quality=read_json(quality, "quality result") if quality is not None else None,
         samples=list(grids),
         captions=[f"drawn in training, {_step(grid)}" for grid in grids],
+        thumbnails={int(f.stem): f for f in sorted((audit_folder / THUMBNAILS).glob("*.png")) if f.stem.isdecimal()},
     )
 
 
