@@ -161,8 +161,8 @@ def test_audit_json_follows_its_schema(memorised: Models, config: AuditConfig) -
     audit = run(changed(config, fail_if="auc>0.6"))
     assert json.loads((config.output / "audit.json").read_text()) == audit
     assert list(audit) == [
-        "schema", "provenance", "target", "captions", "counts", "attacks", "collection", "controls", "verdict",
-        "warnings", "gate",
+        "schema", "provenance", "target", "captions", "counts", "attacks", "exposed", "collection",
+        "canaries", "controls", "verdict", "warnings", "gate",
     ]  # fmt: skip
     assert audit["schema"] == 1
     assert audit["provenance"]["config"]["settings"] == FAST
@@ -180,6 +180,8 @@ def test_audit_json_follows_its_schema(memorised: Models, config: AuditConfig) -
         assert scores.auc == result["auc"]["value"]
         assert scores.asr(result["asr"]["threshold"]) == result["asr"]["value"]
     assert audit["gate"]["failed"]
+    assert set(audit["exposed"]) == set(audit["attacks"]) and audit["exposed"]["mc-loss"][0]["fpr"] == 0
+    assert audit["canaries"] is None
 
 
 def test_no_path_and_no_caption_is_in_the_features(memorised: Models, config: AuditConfig) -> None:

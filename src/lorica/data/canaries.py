@@ -53,14 +53,18 @@ def make_canaries(run: Path, count: int, seed: int) -> Canaries:
     """
     folder = folder_of(run, count, seed)
     if not (folder / _COINS_FILE).exists():
-        # A stream of its own for the coins: whoever draws pictures from the same seed must not repeat them.
-        coins = (np.random.default_rng([seed, *b"canary coins"]).random(count) < 0.5).tolist()
+        coins = toss(count, seed)
         for index in range(count):
             picture, caption = draw_canary(seed, index)
             write_with(folder / f"{index:05d}.png", lambda file, picture=picture: picture.save(file, format="PNG"))  # type: ignore[misc]
             write_text(folder / f"{index:05d}.txt", caption + "\n")
         write_json(folder / _COINS_FILE, {"included": coins})  # last: without it the set is not complete
     return load_canaries(run, count, seed)
+
+
+def toss(count: int, seed: int) -> list[bool]:
+    """One fair coin per canary, from a stream of its own: whoever draws from the same seed must not repeat them."""
+    return (np.random.default_rng([seed, *b"canary coins"]).random(count) < 0.5).tolist()
 
 
 def load_canaries(run: Path, count: int, seed: int) -> Canaries:
