@@ -39,8 +39,8 @@ class DemoConfig(Config):
     methods: dict[str, dict[str, Any]] = Field(
         {
             "LoRA": {"objective": "lora"},
-            # The defence that costs nothing: stop where the validation loss on non-members turns.
-            "LoRA (stopped early)": {"objective": "lora", "steps": 120},
+            # The defence that costs nothing: stop where the loss on auxiliary non-members turns.
+            "LoRA (stopped early)": {"objective": "lora", "defences": {"early-stopping": {"patience": 2}}},
             "SMP-LoRA (paper)": {"objective": "smp-lora"},
             "SMP-LoRA (strong proxy)": STRONG_PROXY,
         },
