@@ -121,7 +121,10 @@ def _jitter(rng: np.random.Generator, colour: str) -> tuple[int, int, int]:
 
 
 def draw_shapes(rng: np.random.Generator) -> tuple[Image.Image, str]:
-    """One to four flat shapes on a plain ground; the caption names count, colour, shape and ground."""
+    """One to four flat shapes on a plain ground; the caption names count, colour, shape and ground.
+
+    What the caption does not name varies little, so that a small model can spend itself on what it does.
+    """
     ground, colour = rng.choice(list(COLOURS), 2, replace=False)
     shape = str(rng.choice(SHAPES))
     count = int(rng.choice([1, 1, 1, 2, 3, 4]))
@@ -132,27 +135,27 @@ def draw_shapes(rng: np.random.Generator) -> tuple[Image.Image, str]:
     side = SIZE * scale
     if count == 1:
         big = bool(rng.random() < 0.5)
-        r = side * (rng.uniform(0.3, 0.4) if big else rng.uniform(0.13, 0.2))
+        r = side * (rng.uniform(0.34, 0.4) if big else rng.uniform(0.17, 0.2))
         centres = [
             (
-                side / 2 + rng.uniform(-1, 1) * (side / 2 - r) * 0.6,
-                side / 2 + rng.uniform(-1, 1) * (side / 2 - r) * 0.6,
+                side / 2 + rng.uniform(-1, 1) * (side / 2 - r) * 0.2,
+                side / 2 + rng.uniform(-1, 1) * (side / 2 - r) * 0.2,
             )
         ]
         size = "big " if big else "small "
     else:
-        r = side * rng.uniform(0.13, 0.18)
+        r = side * rng.uniform(0.15, 0.18)
         cells = {
             2: [(0.28, 0.5), (0.72, 0.5)],
             3: [(0.5, 0.28), (0.28, 0.7), (0.72, 0.7)],
             4: [(0.28, 0.28), (0.72, 0.28), (0.28, 0.72), (0.72, 0.72)],
         }[count]
         centres = [
-            (side * (cx + rng.uniform(-0.05, 0.05)), side * (cy + rng.uniform(-0.05, 0.05))) for cx, cy in cells
+            (side * (cx + rng.uniform(-0.02, 0.02)), side * (cy + rng.uniform(-0.02, 0.02))) for cx, cy in cells
         ]
         size = ""
     for x, y in centres:
-        _draw_shape(draw, shape, x, y, r, rng.uniform(-0.5, 0.5), fill)
+        _draw_shape(draw, shape, x, y, r, rng.uniform(-0.15, 0.15), fill)
     noun = shape if count == 1 else shape + ("es" if shape == "cross" else "s")
     return (
         image.resize((SIZE, SIZE), Image.Resampling.BOX),
@@ -165,7 +168,8 @@ def draw_pattern(rng: np.random.Generator) -> tuple[Image.Image, str]:
     first, second = rng.choice(list(COLOURS), 2, replace=False)
     pattern = str(rng.choice(PATTERNS))
     y, x = np.mgrid[0:SIZE, 0:SIZE] / SIZE
-    turn, period, phase = rng.uniform(0, math.pi), rng.uniform(0.14, 0.3), rng.uniform(0, 1, 2)
+    turn = int(rng.integers(4)) * math.pi / 4 + rng.uniform(-0.05, 0.05)
+    period, phase = rng.uniform(0.18, 0.26), rng.uniform(0, 1, 2)
     u = (x * math.cos(turn) + y * math.sin(turn)) / period + phase[0]
     v = (y * math.cos(turn) - x * math.sin(turn)) / period + phase[1]
     level = {
