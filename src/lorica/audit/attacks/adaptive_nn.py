@@ -1,7 +1,7 @@
 """Adaptive NN: an attacker who knows that the model was trained against a proxy, and learns what is left to learn."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,11 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lorica.audit.attacks.base import Attack, Groups, cross_fitted, register
-from lorica.audit.queries import ask_error_maps
+from lorica.audit.attacks.stream import StreamMaps
 from lorica.config import Config
-
-if TYPE_CHECKING:
-    from lorica.audit.queries import Ask, Sitting
 
 _FLOOR = 1e-6  # of squared errors under the logarithm
 _SIDE = 16
@@ -29,7 +26,7 @@ class AdaptiveNnOptions(Config):
 
 
 @register("adaptive-nn")
-class AdaptiveNnAttack(Attack[AdaptiveNnOptions]):
+class AdaptiveNnAttack(StreamMaps, Attack[AdaptiveNnOptions]):
     """Score = log-odds of a convolutional network that sees all error maps of a picture at once, each with its t.
 
     SMP-LoRA's proxy looks at one map at one random t through an MLP, and is fooled by the model it trains against.
@@ -40,20 +37,7 @@ class AdaptiveNnAttack(Attack[AdaptiveNnOptions]):
     summary = "convolutional network over error maps at many timesteps, trained against the finished model"
     source = "adaptive evaluation as in Tramer et al., NeurIPS 2020 (arXiv 2002.08347), for the defence of 2402.11989"
     threat_model = "white"
-    needs_caption = False
-    needs_base = False
     Options = AdaptiveNnOptions
-
-    @property
-    def queries(self) -> int:
-        return self.options.draws
-
-    @property
-    def measurement(self) -> dict[str, Any]:
-        return {"kind": "error-maps", "draws": self.options.draws}
-
-    def ask(self, sitting: "Sitting") -> "Ask":
-        return ask_error_maps(sitting, self.options.draws)
 
     def score(self, groups: Groups, seed: int) -> dict[str, NDArray[np.float64]]:
         maps = {group: np.log(_coarse(features["maps"]) + _FLOOR) for group, features in groups.items()}

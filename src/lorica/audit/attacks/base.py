@@ -36,9 +36,9 @@ class Attack(ABC, Generic[ConfigT]):
     """Paper and place in it."""
     threat_model: ClassVar[Literal["black", "gray", "white"]]
     """black: sees generated pictures; gray: may query the UNet; white: reads the weights or their gradients."""
-    needs_caption: ClassVar[bool]
+    needs_caption: ClassVar[bool] = False
     """Whether it is pointless without the caption that the picture was trained with."""
-    needs_base: ClassVar[bool]
+    needs_base: ClassVar[bool] = False
     """Whether it compares with the base model. Its features then come twice, the base model's as `base_<name>`."""
     needs_shadows: ClassVar[bool] = False
     """Whether it compares with shadow LoRAs (`lorica.shadows`). Their features then come as `shadow_<name>`

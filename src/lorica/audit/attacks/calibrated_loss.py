@@ -1,17 +1,14 @@
 """Calibrated loss: how much better the LoRA predicts a picture than its base model does."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from lorica.audit.attacks.base import Features, StatisticAttack, register
-from lorica.audit.queries import ask_losses
+from lorica.audit.attacks.stream import StreamLosses
 from lorica.config import Config
-
-if TYPE_CHECKING:
-    from lorica.audit.queries import Ask, Sitting
 
 
 class CalibratedLossOptions(Config):
@@ -26,7 +23,7 @@ class CalibratedLossOptions(Config):
 
 
 @register("calibrated-loss")
-class CalibratedLossAttack(StatisticAttack[CalibratedLossOptions]):
+class CalibratedLossAttack(StreamLosses, StatisticAttack[CalibratedLossOptions]):
     """Score = (1/K) sum_k log(l_base,k / l_lora,k), or the mean difference, both models at the same (t_k, eps_k).
 
     Some pictures are easy for any model; the base model says which, and what remains is owed to the training. The
@@ -38,20 +35,12 @@ class CalibratedLossAttack(StatisticAttack[CalibratedLossOptions]):
         "the fine-tuned/base loss ratio of Wang et al., arXiv 2402.17012 (language models), on the adaptation loss"
     )
     threat_model = "gray"
-    needs_caption = False
     needs_base = True
     Options = CalibratedLossOptions
 
     @property
     def queries(self) -> int:
         return 2 * self.options.draws
-
-    @property
-    def measurement(self) -> dict[str, Any]:
-        return {"kind": "losses", "draws": self.options.draws}  # the same as mc-loss
-
-    def ask(self, sitting: "Sitting") -> "Ask":
-        return ask_losses(sitting, self.options.draws)
 
     def statistic(self, features: Features) -> NDArray[np.float64]:
         lora, base = (features[name].astype(np.float64) for name in ("losses", "base_losses"))

@@ -25,7 +25,6 @@ class _Clid(Attack[ClidOptions]):
     source = "Zhai et al., NeurIPS 2024 (arXiv 2405.14800)"
     threat_model = "gray"
     needs_caption = True
-    needs_base = False
     Options = ClidOptions
 
     @property

@@ -40,8 +40,6 @@ class GsaAttack(Attack[GsaOptions]):
     summary = "norms of the loss gradient in the LoRA's tensors; boosted trees trained on shadow LoRAs"
     source = "Pang et al., PoPETs 2025 (arXiv 2308.06405), on LoRA weights, with scikit-learn's trees for XGBoost"
     threat_model = "white"
-    needs_caption = False
-    needs_base = False
     needs_shadows = True
     needs_lora = True
     Options = GsaOptions

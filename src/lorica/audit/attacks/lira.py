@@ -1,6 +1,6 @@
 """LiRA: is the picture's loss that of models which saw it, or that of models which did not?"""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,12 +8,9 @@ from pydantic import Field
 from scipy.stats import norm
 
 from lorica.audit.attacks.base import Attack, Groups, register
-from lorica.audit.queries import ask_losses
+from lorica.audit.attacks.stream import StreamLosses
 from lorica.config import Config
 from lorica.errors import LoricaError
-
-if TYPE_CHECKING:
-    from lorica.audit.queries import Ask, Sitting
 
 _FLOOR = 1e-12  # of a deviation: shadows that learned nothing agree on everything
 _AUXILIARY = ("aux_members", "aux_nonmembers")
@@ -35,7 +32,7 @@ class LiraOptions(Config):
 
 
 @register("lira")
-class LiraAttack(Attack[LiraOptions]):
+class LiraAttack(StreamLosses, Attack[LiraOptions]):
     """Likelihood ratio of phi = -(mean adaptation loss), Gaussian among the shadows of either kind.
 
     online:  log N(phi; mu_in, s_in) - log N(phi; mu_out, s_out)
@@ -52,21 +49,8 @@ class LiraAttack(Attack[LiraOptions]):
         "(arXiv 2301.13188)"
     )
     threat_model = "gray"
-    needs_caption = False
-    needs_base = False
     needs_shadows = True
     Options = LiraOptions
-
-    @property
-    def queries(self) -> int:
-        return self.options.draws
-
-    @property
-    def measurement(self) -> dict[str, Any]:
-        return {"kind": "losses", "draws": self.options.draws}  # the same as mc-loss
-
-    def ask(self, sitting: "Sitting") -> "Ask":
-        return ask_losses(sitting, self.options.draws)
 
     def score(self, groups: Groups, seed: int) -> dict[str, NDArray[np.float64]]:
         phi = {group: -features["losses"].astype(np.float64).mean(axis=1) for group, features in groups.items()}

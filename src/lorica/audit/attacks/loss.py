@@ -33,8 +33,6 @@ class LossAttack(StatisticAttack[LossOptions]):
     summary = "adaptation loss at one timestep and one noise"
     source = "Matsumoto et al., SPW 2023; Hu and Pang, ISC 2023"
     threat_model = "gray"
-    needs_caption = False
-    needs_base = False
     Options = LossOptions
 
     @property

@@ -1,17 +1,12 @@
 """Monte-Carlo loss: the adaptation loss averaged over many (t, eps)."""
 
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from lorica.audit.attacks.base import Features, StatisticAttack, register
-from lorica.audit.queries import ask_losses
+from lorica.audit.attacks.stream import StreamLosses
 from lorica.config import Config
-
-if TYPE_CHECKING:
-    from lorica.audit.queries import Ask, Sitting
 
 
 class McLossOptions(Config):
@@ -19,7 +14,7 @@ class McLossOptions(Config):
 
 
 @register("mc-loss")
-class McLossAttack(StatisticAttack[McLossOptions]):
+class McLossAttack(StreamLosses, StatisticAttack[McLossOptions]):
     """Score = -(1/K) sum_k |eps_k - f(z_{t_k}, t_k, caption)|^2: the training loss itself, estimated per picture."""
 
     summary = "adaptation loss averaged over the noise schedule"
@@ -27,20 +22,7 @@ class McLossAttack(StatisticAttack[McLossOptions]):
         "Monte-Carlo form of Matsumoto et al., SPW 2023; a baseline in Zhai et al., NeurIPS 2024 (arXiv 2405.14800)"
     )
     threat_model = "gray"
-    needs_caption = False
-    needs_base = False
     Options = McLossOptions
-
-    @property
-    def queries(self) -> int:
-        return self.options.draws
-
-    @property
-    def measurement(self) -> dict[str, Any]:
-        return {"kind": "losses", "draws": self.options.draws}
-
-    def ask(self, sitting: "Sitting") -> "Ask":
-        return ask_losses(sitting, self.options.draws)
 
     def statistic(self, features: Features) -> NDArray[np.float64]:
         return -features["losses"].astype(np.float64).mean(axis=1)

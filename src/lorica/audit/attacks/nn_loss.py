@@ -1,7 +1,7 @@
 """NN-loss: a network that learns membership from squared-error maps, the evaluation attack h' of SMP-LoRA's paper."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,11 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lorica.audit.attacks.base import Attack, Groups, cross_fitted, register
-from lorica.audit.queries import ask_error_maps
+from lorica.audit.attacks.stream import StreamMaps
 from lorica.config import Config
-
-if TYPE_CHECKING:
-    from lorica.audit.queries import Ask, Sitting
 
 
 class NnLossOptions(Config):
@@ -32,7 +29,7 @@ class NnLossOptions(Config):
 
 
 @register("nn-loss")
-class NnLossAttack(Attack[NnLossOptions]):
+class NnLossAttack(StreamMaps, Attack[NnLossOptions]):
     """Score = log h'(map) - log(1 - h'(map)), averaged over draws; h' = MLP [512, 256, 2] on the flattened map.
 
     Trained with cross-entropy on the auxiliary pictures, in batches of as many members as non-members, for a number
@@ -43,20 +40,7 @@ class NnLossAttack(Attack[NnLossOptions]):
     summary = "network trained on the error maps of auxiliary pictures (the paper's h')"
     source = "Luo et al., AAAI 2025 (arXiv 2402.11989), appendix E"
     threat_model = "white"
-    needs_caption = False
-    needs_base = False
     Options = NnLossOptions
-
-    @property
-    def queries(self) -> int:
-        return self.options.draws
-
-    @property
-    def measurement(self) -> dict[str, Any]:
-        return {"kind": "error-maps", "draws": self.options.draws}
-
-    def ask(self, sitting: "Sitting") -> "Ask":
-        return ask_error_maps(sitting, self.options.draws)
 
     def score(self, groups: Groups, seed: int) -> dict[str, NDArray[np.float64]]:
         maps = {group: features["maps"].reshape(*features["maps"].shape[:2], -1) for group, features in groups.items()}

@@ -33,8 +33,6 @@ class PfamiAttack(StatisticAttack[PfamiOptions]):
     summary = "rise of the loss from the picture to crops of it"
     source = "PFAMI_met: Fu et al., 2023 (arXiv 2308.12143)"
     threat_model = "gray"
-    needs_caption = False
-    needs_base = False
     Options = PfamiOptions
 
     @property

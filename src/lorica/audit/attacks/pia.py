@@ -38,8 +38,6 @@ class PiaAttack(StatisticAttack[PiaOptions]):
     summary = "whether the model finds its own first prediction again as noise"
     source = "Kong et al., ICLR 2024 (arXiv 2305.18355), equation (9)"
     threat_model = "gray"
-    needs_caption = False
-    needs_base = False
     Options = PiaOptions
 
     @property

@@ -61,7 +61,6 @@ class ReconstructionAttack(StatisticAttack[ReconstructionOptions]):
     source = "threshold form of Pang and Wang, NDSS 2025 (arXiv 2312.08207), by default over the built-in extractor"
     threat_model = "black"
     needs_caption = True
-    needs_base = False
     Options = ReconstructionOptions
 
     def __init__(self, options: ReconstructionOptions | None = None) -> None:

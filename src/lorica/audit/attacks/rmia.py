@@ -1,18 +1,13 @@
 """RMIA: does training raise the likelihood of this picture more than that of pictures from the population?"""
 
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 from scipy.special import logsumexp
 
 from lorica.audit.attacks.base import Attack, Features, Groups, register
-from lorica.audit.queries import ask_losses
+from lorica.audit.attacks.stream import StreamLosses
 from lorica.config import Config
-
-if TYPE_CHECKING:
-    from lorica.audit.queries import Ask, Sitting
 
 
 class RmiaOptions(Config):
@@ -27,7 +22,7 @@ class RmiaOptions(Config):
 
 
 @register("rmia")
-class RmiaAttack(Attack[RmiaOptions]):
+class RmiaAttack(StreamLosses, Attack[RmiaOptions]):
     """Score = share of population pictures z with [p(x | model) / p(x)] / [p(z | model) / p(z)] >= gamma.
 
     p(x) is the mean of p(x | shadow) over the shadows, half of which saw x. The population are the auxiliary
@@ -42,21 +37,8 @@ class RmiaAttack(Attack[RmiaOptions]):
     summary = "likelihood against shadow LoRAs, relative to that of population pictures"
     source = "Zarifzadeh, Liu and Shokri, ICML 2024 (arXiv 2312.03262)"
     threat_model = "gray"
-    needs_caption = False
-    needs_base = False
     needs_shadows = True
     Options = RmiaOptions
-
-    @property
-    def queries(self) -> int:
-        return self.options.draws
-
-    @property
-    def measurement(self) -> dict[str, Any]:
-        return {"kind": "losses", "draws": self.options.draws}  # the same as mc-loss
-
-    def ask(self, sitting: "Sitting") -> "Ask":
-        return ask_losses(sitting, self.options.draws)
 
     def score(self, groups: Groups, seed: int) -> dict[str, NDArray[np.float64]]:
         scale = self.options.scale or _scale([groups["aux_members"], groups["aux_nonmembers"]])

@@ -32,8 +32,6 @@ class SecmiAttack(StatisticAttack[SecmiOptions]):
     summary = "error of one deterministic step forward and back, on the way into noise"
     source = "SecMI_stat: Duan et al., ICML 2023 (arXiv 2302.01316), equations (8) to (10)"
     threat_model = "gray"
-    needs_caption = False
-    needs_base = False
     Options = SecmiOptions
 
     @property

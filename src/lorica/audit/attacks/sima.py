@@ -41,8 +41,6 @@ class SimaAttack(Attack[SimaOptions]):
     summary = "norm of the prediction for the picture without noise"
     source = "Rao, Qu and Moyer, 2025 (arXiv 2509.25003)"
     threat_model = "gray"
-    needs_caption = False
-    needs_base = False
     Options = SimaOptions
 
     @property
