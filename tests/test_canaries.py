@@ -77,10 +77,20 @@ def test_a_run_trains_on_the_canaries_whose_coins_say_so_and_an_audit_bounds_eps
         )
     )["canaries"]
     assert (found["count"], found["included"]) == (20, sum(canaries.included))
-    assert found["epsilon_lower_bound"] >= 0 and "epsilon is at least" in found["text"]
+    assert found["epsilon_lower_bound"] >= 0 and "Of 20 canaries" in found["text"]
 
 
-@pytest.mark.parametrize(("claimed", "words"), [(None, "no smaller one"), (0.1, "contradicts"), (50.0, "was claimed")])
-def test_what_canaries_prove_is_compared_with_what_was_claimed(claimed: float | None, words: str) -> None:
-    about = {"count": 100, "included": 48, "epsilon_lower_bound": 1.5, "delta": 0.0, "level": 0.95}
+@pytest.mark.parametrize(
+    ("bound", "claimed", "words"),
+    [
+        (0.0, None, "disprove any"),
+        (1.5, None, "at least 1.50"),
+        (1.5, 0.1, "contradicts"),
+        (1.5, 50.0, "50.00 was claimed"),
+    ],
+)
+def test_what_canaries_prove_stands_beside_what_was_claimed(
+    bound: float, claimed: float | None, words: str
+) -> None:
+    about = {"count": 100, "included": 48, "epsilon_lower_bound": bound, "delta": 0.0, "level": 0.95}
     assert words in _sentence(about | {"claimed_epsilon": claimed})

@@ -70,14 +70,14 @@ def canary_bound(config: AuditConfig, canaries: Canaries, target: Subject, claim
 
 
 def _sentence(found: dict[str, Any]) -> str:
-    about = (
-        f"With {found['count']} canaries, of which coins put {found['included']} into training, "
-        f"epsilon is at least {found['epsilon_lower_bound']:.2f} (delta {found['delta']:g}, one-sided "
-        f"{100 * found['level']:g} % confidence)"
-    )
-    claimed = found["claimed_epsilon"]
+    bound, claimed = found["epsilon_lower_bound"], found["claimed_epsilon"]
+    start = f"Of {found['count']} canaries, coins put {found['included']} into training."
+    terms = f"(delta {found['delta']:g}, one-sided {100 * found['level']:g} % confidence)"
+    if not bound:
+        return f"{start} The attack did not name enough of them to disprove any epsilon {terms}."
+    about = f"{start} What the attack found of them proves an epsilon of at least {bound:.2f} {terms}"
     if claimed is None:
-        return f"{about}: no smaller one can be promised for this training."
-    if found["epsilon_lower_bound"] > claimed:
-        return f"{about}. That contradicts the epsilon of {claimed:.2f} that was claimed for it."
-    return f"{about}; {claimed:.2f} was claimed for it."
+        return f"{about}."
+    if bound > claimed:
+        return f"{about}. That contradicts the epsilon of {claimed:.2f} that was claimed for this training."
+    return f"{about}; {claimed:.2f} was claimed."
