@@ -89,8 +89,6 @@ def test_a_run_trains_on_the_canaries_whose_coins_say_so_and_an_audit_bounds_eps
         (1.5, 50.0, "50.00 was claimed"),
     ],
 )
-def test_what_canaries_prove_stands_beside_what_was_claimed(
-    bound: float, claimed: float | None, words: str
-) -> None:
+def test_what_canaries_prove_stands_beside_what_was_claimed(bound: float, claimed: float | None, words: str) -> None:
     about = {"count": 100, "included": 48, "epsilon_lower_bound": bound, "delta": 0.0, "level": 0.95}
     assert words in _sentence(about | {"claimed_epsilon": claimed})
