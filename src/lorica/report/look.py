@@ -72,7 +72,7 @@ def titled(text: str) -> dict[str, Any]:
     return {"text": text, "standoff": 12, "font": {"size": 13, "color": MUTED}}
 
 
-def dress(figure: go.Figure, *, x: dict[str, Any], y: dict[str, Any], legend: bool = True, top: int = 8) -> go.Figure:
+def dress(figure: go.Figure, *, x: dict[str, Any], y: dict[str, Any], legend: bool = True, top: int = 36) -> go.Figure:
     """The calm common to all plots: hairline grid, no frame, the page's own background."""
     axis = {
         "gridcolor": GRID,
@@ -90,7 +90,8 @@ def dress(figure: go.Figure, *, x: dict[str, Any], y: dict[str, Any], legend: bo
         plot_bgcolor="rgba(0,0,0,0)",
         margin={"l": 8, "r": 24, "t": top, "b": 8},
         showlegend=legend,
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0, "font": {"size": 13}},
+        # Below, where many entries may fold: above they would reach under the buttons.
+        legend={"orientation": "h", "yanchor": "bottom", "yref": "container", "y": 0, "x": 0, "font": {"size": 13}},
         hoverlabel={"bgcolor": SURFACE, "bordercolor": GRID, "font": {"color": INK, "family": FONT}},
         hovermode="closest",
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": MUTED, "activecolor": INK},
