@@ -158,7 +158,8 @@ def test_shadows_are_trained_once_and_found_by_the_audit(lorica, finished_run, t
     run = tmp_path / "[red]run"
     shutil.copytree(finished_run, run)
     trained = lorica("shadows", run, "--count", 2)
-    assert trained.code == 0 and "2 of them trained now" in trained.err and "[red]run" in trained.err
+    assert trained.code == 0 and "2 of them trained now" in trained.err
+    assert "[red]run" in trained.err.replace(" ", "")  # a long path is folded, in the midst of a word too
     assert (run / "shadows" / "001" / "pytorch_lora_weights.safetensors").exists()
     assert "0 of them trained now" in lorica("shadows", run, "--count", 2).err
     few = {
