@@ -58,8 +58,8 @@ def run(config: AuditConfig) -> dict[str, Any]:
             if ("base", name) in features and not attack.needs_base:
                 _, on_base[name] = halves["base"][name] = _score(attack, features["base", name], split, config)
         except LoricaError as error:
-            scores.pop(name, None)
-            results.pop(name, None)
+            for found in (scores, results, on_base, *halves.values()):
+                found.pop(name, None)  # type: ignore[attr-defined]
             warnings.append(f"{name} was not run: {error.problem}")
     if not results:
         raise LoricaError("no attack could be run", "\n".join(warnings))
