@@ -13,6 +13,7 @@ from lorica.audit.extract import BASE, Subject, as_seen_by_lora, extract
 from lorica.audit.target import find_run
 from lorica.data.canaries import Canaries, load_canaries
 from lorica.diffusion import encode
+from lorica.errors import LoricaError
 
 LEVEL = 0.95
 
@@ -27,8 +28,10 @@ def canaries_of(lora: Path | None) -> Canaries | None:
     if run is None:
         return None
     config = yaml.safe_load((run / CONFIG_FILE).read_text(encoding="utf-8")) or {}
-    count = config.get("canaries") or 0
-    return load_canaries(run, int(count), int(config.get("seed") or 0)) if count else None
+    count, seed = (config.get(key, 0) for key in ("canaries", "seed"))
+    if not (isinstance(count, int) and isinstance(seed, int)):
+        raise LoricaError(f"{run / CONFIG_FILE} was changed: canaries and seed are numbers", "Restore the file.")
+    return load_canaries(run, count, seed) if count else None
 
 
 def canary_bound(config: AuditConfig, canaries: Canaries, target: Subject, claimed: dict[str, Any]) -> dict[str, Any]:
