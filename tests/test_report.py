@@ -285,8 +285,32 @@ def test_a_run_keeps_its_colour_in_every_plot(three: Page) -> None:
     assert colour in three.data["dark"]
 
 
-def test_two_runs_of_one_objective_look_different(lora: ReportRun) -> None:
-    assert len(set(figures.looks([lora] * 6))) == 6
+def test_runs_of_one_objective_look_different(lora: ReportRun) -> None:
+    assert len(set(figures.looks([lora] * 20))) == 20
+
+
+def test_several_runs_share_a_table_of_every_attack_on_every_run(three: Page, lora: ReportRun, one: Page) -> None:
+    table = three.text.split("Every attack")[2].split("Each attack with ASR and TPR")[0]  # after the contents
+    runs = synthetic.three_runs()[1:]
+    assert [f"{run.auc(attack).value:.3f}" in table for run in runs for attack in run.attacks] == [True] * 12
+    assert "Each attack with ASR and TPR" not in one.text
+
+
+def test_many_runs_are_counted_and_not_all_named() -> None:
+    runs = [synthetic.run(synthetic.LORA, f"leaky {i}") for i in range(3)]
+    runs += [synthetic.run(synthetic.SMP_LORA, f"tight {i}") for i in range(2)]
+    assert words.headline(runs) == (
+        "3 of 5 LoRAs leak their training pictures. No leak was found in tight 0 and tight 1."
+    )
+    assert {control.whose for control in words.controls(runs)} == {"all 5 LoRAs"}
+
+
+def test_names_beside_the_tradeoff_never_touch_and_keep_their_order() -> None:
+    heights = [0.98, 0.5, 0.985, 0.97, 0.4, 0.975, 0.52]
+    places = figures.apart(heights, gap=0.04)
+    assert np.argsort(places).tolist() == np.argsort(heights).tolist()
+    assert np.diff(sorted(places)).min() >= 0.04 - 1e-12
+    assert figures.apart([0.9, 0.1], gap=0.04) == [0.9, 0.1]  # who has room stays where he is
 
 
 def test_pictures_of_the_same_caption_stand_side_by_side(three: Page) -> None:

@@ -14,6 +14,7 @@ from lorica.report.run import Estimate, ReportRun, finite
 
 Array = NDArray[np.float64]
 
+_TOP = 1.03  # of an AUC axis
 QUALITY = {"validation_loss": "Validation loss", "kid": "KID", "fid": "FID"}  # all better when lower
 
 
@@ -185,38 +186,72 @@ def tradeoff(
     if len(known) < 2:
         return None
     least, most = (pick(x for *_, x, _ in known) for pick in (min, max))
+    pad = 0.2 * (most - least) or 0.1 * abs(most) or 1.0
+    bottom = min([0.45, *(auc.low for _, _, _, auc, _, _ in known if auc.low is not None)]) - 0.05
     figure = go.Figure()
-    for label, look, quality, auc, x, y in known:
+    places = apart([y for *_, y in known], gap=(_TOP - bottom) / 19)
+    for (label, look, quality, auc, x, y), place in zip(known, places, strict=True):
         figure.add_scatter(
             x=[x],
             y=[y],
             error_x=_error_bar(quality, look),
             error_y=_error_bar(auc, look),
-            mode="markers+text",
+            mode="markers",
             name=label,
-            text=[label],
-            textposition="top right" if x <= (least + most) / 2 else "top left",
-            textfont={"color": look.light, "size": 14},
             marker={"color": look.light, "symbol": look.symbol, "size": 12},
             hovertemplate=f"{label}<br>{axis} %{{x:.4g}}<br>AUC %{{y:.3f}}<extra></extra>",
             cliponaxis=False,
         )
+        # Points of equal quality lie on one another: names stand in a column, each with a line to its point.
+        figure.add_annotation(
+            {"x": x, "y": y, "ax": most + pad, "ay": place, "axref": "x", "ayref": "y", "xanchor": "left"},
+            text=label,
+            font={"color": look.light, "size": 13},
+            showarrow=True,
+            arrowhead=0,
+            arrowwidth=0.7,
+            arrowcolor=look.light,
+            standoff=7,
+        )
     figure.add_hline(y=0.5, line={"color": MUTED, "width": 1.4, "dash": "2px,3px"})
-    pad = 0.2 * (most - least) or 0.1 * abs(most) or 1.0
-    lowest = min([0.45, *(auc.low for _, _, _, auc, _, _ in known if auc.low is not None)])
     ticks = [tenth / 10 for tenth in range(11)]
-    return dress(
+    dress(
         figure,
         x={"title": titled(f"{axis} (better to the left)"), "range": [least - pad, most + pad]},
         y={
             "title": titled("AUC of the strongest attack"),
-            "range": [lowest - 0.05, 1.03],
+            "range": [bottom, _TOP],
             "tickvals": ticks,
             "ticktext": ["chance 0.5" if tick == 0.5 else f"{tick:g}" for tick in ticks],
         },
         legend=False,
         top=28,
     )
+    return figure.update_layout(margin_r=24 + 7 * max(len(run.label) for run, _, _ in points))
+
+
+def apart(heights: Sequence[float], gap: float) -> list[float]:
+    """Places near `heights` that are at least `gap` apart and keep their order: a column of names."""
+    order = sorted(range(len(heights)), key=lambda i: -heights[i])
+    placed: list[list[float]] = []  # runs of touching names, top first: heights of those in one run
+    for i in order:
+        placed.append([heights[i]])
+        while len(placed) > 1 and _bottom(placed[-2], gap) - _top(placed[-1], gap) < gap:
+            last = placed.pop()
+            placed[-1] += last
+    column = [_top(run, gap) - k * gap for run in placed for k in range(len(run))]
+    found = [0.0] * len(heights)
+    for i, place in zip(order, column, strict=True):
+        found[i] = place
+    return found
+
+
+def _top(run: Sequence[float], gap: float) -> float:
+    return float(np.mean(run)) + 0.5 * gap * (len(run) - 1)
+
+
+def _bottom(run: Sequence[float], gap: float) -> float:
+    return float(np.mean(run)) - 0.5 * gap * (len(run) - 1)
 
 
 def corners(false: Array, true: Array) -> tuple[Array, Array]:

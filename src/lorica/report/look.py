@@ -4,10 +4,10 @@ A run keeps its look in every plot, so that it is found again at a glance, also 
 carry the colours of a light page; `DARK` says what the page puts in their place after dark.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from html import escape
-from itertools import cycle
+from itertools import count
 from typing import Any
 
 import plotly.graph_objects as go
@@ -59,8 +59,16 @@ DARK: dict[str, str] = (
 
 def looks(runs: Sequence[ReportRun]) -> list[Look]:
     """One look per run: the objective's own for the first run of it, spare ones for the others."""
-    known, spare = dict(_KNOWN), cycle(SPARE)
+    known, spare = dict(_KNOWN), _spare()
     return [known.pop(run.objective) if run.objective in known else next(spare) for run in runs]
+
+
+def _spare() -> Iterator[Look]:
+    """Spare looks without end: when the colours come round again, it is with another dash and marker."""
+    for turn in count():
+        for place, look in enumerate(SPARE):
+            other = SPARE[(place + turn) % len(SPARE)]
+            yield replace(look, dash=other.dash, symbol=other.symbol)
 
 
 def plain(text: str) -> str:

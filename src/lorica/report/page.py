@@ -134,7 +134,7 @@ def _render(runs: list[ReportRun], title: str, command: str) -> str:
     scripts = [Markup(get_plotlyjs()), Markup(code)]
     audited = [run for run in runs if run.attacks]
     strongest = [_strongest(run, index, runs) for index, run in enumerate(runs)]
-    plots = _plots(runs, strongest)
+    plots, every = _plots(runs, strongest), _every_attack(runs)
     return environment.get_template("report.html.j2").render(
         title=title,
         command=command,
@@ -144,7 +144,8 @@ def _render(runs: list[ReportRun], title: str, command: str) -> str:
         runs=runs,
         audited=[(index, run) for index, run in enumerate(runs) if run.attacks],
         strongest=strongest,
-        every=_every_attack(runs),
+        every=every,
+        matrix=[(name, [run.auc(name) for run in audited]) for name, _, _ in every] if len(audited) > 1 else [],
         attacks=list(dict.fromkeys(attack for run in audited for attack in run.attacks)),
         measures={
             key: name

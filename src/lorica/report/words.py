@@ -13,22 +13,34 @@ _UNTESTED = {
     "an attacker who knows the defence and adapts to it": {"adaptive-nn"},
 }
 
+_NAMED = 4  # so many names are read in a sentence; more are counted
+
 
 @dataclass(frozen=True)
 class Control:
-    """A check on the audit itself. `passed` is None where it was not run; `method` says how it was made."""
+    """A check on the audit itself. `passed` is None where it was not run; `method` says how it was made.
+
+    `whose` names the runs in a sentence.
+    """
 
     runs: tuple[str, ...]
     name: str
     passed: bool | None
     text: str
     method: str = ""
+    whose: str = ""
 
 
 def headline(runs: Sequence[ReportRun]) -> str:
     """The verdicts of all runs in at most two sentences."""
     leaking = [run.label for run in runs if run.leaks]
     tight = [run.label for run in runs if run.leaks is False]
+    if len(runs) > _NAMED and leaking and tight:
+        do = "leak their" if len(leaking) > 1 else "leaks its"
+        return (
+            f"{len(leaking)} of {len(runs)} LoRAs {do} training pictures. "
+            f"No leak was found in {listed(tight) if len(tight) <= _NAMED else f'the other {len(tight)}'}."
+        )
     sentences = []
     if leaking:
         many = len(leaking) > 1
@@ -40,7 +52,7 @@ def headline(runs: Sequence[ReportRun]) -> str:
 
 def doubts(runs: Sequence[ReportRun]) -> list[str]:
     """Reasons not to rely on a verdict; they stand right under it."""
-    return [f"{listed(control.runs)}: {control.text}" for control in controls(runs) if control.passed is False]
+    return [f"{control.whose}: {control.text}" for control in controls(runs) if control.passed is False]
 
 
 def controls(runs: Sequence[ReportRun]) -> list[Control]:
@@ -52,7 +64,11 @@ def controls(runs: Sequence[ReportRun]) -> list[Control]:
         key = (control.name, control.text)
         runs_so_far = merged[key].runs if key in merged else ()
         merged[key] = replace(control, runs=runs_so_far + control.runs)
-    return list(merged.values())
+    return [replace(control, whose=_whose(control.runs, audited)) for control in merged.values()]
+
+
+def _whose(labels: Sequence[str], audited: Sequence[ReportRun]) -> str:
+    return f"all {len(audited)} LoRAs" if len(labels) == len(audited) > _NAMED else listed(labels)
 
 
 def _blind(run: ReportRun) -> Control:
@@ -98,7 +114,7 @@ def caveats(runs: Sequence[ReportRun]) -> list[str]:
     for text in dict.fromkeys(text for _, text in warned):
         labels = [label for label, other in warned if other == text]
         found.append(text if len(labels) >= len(audited) else f"{listed(labels)}: {text}")
-    skipped = [f"{c.name} of {listed(c.runs)}: {c.text}" for c in controls(audited) if c.passed is None]
+    skipped = [f"{c.name} of {c.whose}: {c.text}" for c in controls(audited) if c.passed is None]
     return [*found, *skipped, *_standing(audited, runs)]
 
 
