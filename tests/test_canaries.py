@@ -67,17 +67,17 @@ def test_a_run_trains_on_the_canaries_whose_coins_say_so_and_an_audit_bounds_eps
     assert {caption for caption in captions if caption in seen} == {c for c, coin in captions.items() if coin}
     assert record["steps_per_picture"] == 60 * config.batch_size / (12 + sum(canaries.included))
 
-    found = audit.run(
-        AuditConfig(
-            base=str(tiny_pipeline_folder),
-            lora=tmp_path / "run",
-            attacks=["loss"],
-            output=tmp_path / "a",
-            device="cpu",
-        )
-    )["canaries"]
+    audited = AuditConfig(
+        base=str(tiny_pipeline_folder), lora=tmp_path / "run", attacks=["loss"], output=tmp_path / "a", device="cpu"
+    )
+    found = audit.run(audited)["canaries"]
     assert (found["count"], found["included"]) == (20, sum(canaries.included))
     assert found["epsilon_lower_bound"] >= 0 and "Of 20 canaries" in found["text"]
+
+    canaries.pictures[0].file.unlink()
+    without = audit.run(audited)
+    assert without["canaries"] is None and any("canaries" in warning for warning in without["warnings"])
+    assert "loss" in without["attacks"]
 
 
 @pytest.mark.parametrize(

@@ -365,6 +365,7 @@ def test_what_the_commands_wrote_is_read_back(folders: tuple[Path, Path], lora: 
     ("target", "label"),
     [
         ({"objective": "smp-lora", "lora": "pytorch_lora_weights.safetensors"}, "SMP-LoRA"),
+        ({"objective": "lora", "defences": "augment, early-stopping", "lora": "x"}, "LoRA + augment, early-stopping"),
         ({"lora": "faces.safetensors"}, "faces"),
         ({"lora": "pytorch_lora_weights.safetensors"}, "audit"),
         ({"lora": None}, "Base model"),

@@ -114,7 +114,7 @@ def prepare_output(folder: Path, *, marker: str, resume: bool, overwrite: bool =
     """Refuse an output folder that holds an earlier result, and prove that it can be written before work starts.
 
     Args:
-        folder: the output folder; made when absent.
+        folder: the output folder; not yet made when absent, so that work refused later leaves nothing behind.
         marker: name of the file whose presence means "there is a result here".
         resume: an earlier result is welcome.
         overwrite: the user said so.
@@ -129,8 +129,12 @@ def prepare_output(folder: Path, *, marker: str, resume: bool, overwrite: bool =
             f"--output {folder} already holds a result ({marker})",
             "Give another folder, --resume to go on with it, or --overwrite to replace it.",
         )
+    absent = [place for place in (folder, *folder.parents) if not place.exists()]
     write_bytes(folder / ".writable", b"")
     (folder / ".writable").unlink()
+    with suppress(OSError):  # another process may already have put something there
+        for place in absent:
+            place.rmdir()
 
 
 def hardware() -> dict[str, Any]:

@@ -58,8 +58,8 @@ def run(config: AdaptConfig) -> dict[str, Any]:
     job = assemble(config, accelerator, model, split, canaries, defences, resuming=start > 0)
     if start:
         job.state.load(config.output / RESUME_FILE)
-    if config.resume and main:
-        console.print(f"Resuming after step {start} of {config.steps}." if start else "No checkpoint yet: step 0.")
+    if start and main:
+        console.print(f"Resuming after step {start} of {config.steps}.")
     if main:
         begin(config, split)
     done = _train(config, accelerator, job, start)

@@ -18,6 +18,7 @@ from lorica.audit.shadows import shadow_features, shadows_of
 from lorica.audit.target import find_run, training_facts
 from lorica.audit.verdict import judge
 from lorica.data import GROUPS, Split, make_split, read_folder
+from lorica.data.canaries import Canaries
 from lorica.diffusion import LatentDiffusion, encode
 from lorica.errors import LoricaError
 from lorica.shadows import Shadow
@@ -39,11 +40,11 @@ def run(config: AuditConfig) -> dict[str, Any]:
     split = _split(config)
     attacks = {name: config.attack(name) for name in config.attacks}
     shadows = shadows_of(config, split)
-    canaries = canaries_of(config.lora)
+    canaries, unread = _canaries(config)
     subjects, target, warnings = _subjects(config, split)
     _refuse_other_audit(config, target)
     attacks, skipped = _possible(attacks, config, shadows)
-    warnings = [*split.notes, *_balance(split, config), *warnings, *skipped]
+    warnings = [*split.notes, *_balance(split, config), *warnings, *skipped, *unread]
     target |= {"shadows": len(shadows)}
 
     features = _extract(config, attacks, subjects, shadows)
@@ -116,6 +117,14 @@ def _lack(attack: Attack, config: AuditConfig, shadows: Sequence[Shadow]) -> str
     if attack.needs_caption and config.captions != FILE:
         return "each picture's own caption is needed (--captions file)"
     return None
+
+
+def _canaries(config: AuditConfig) -> tuple[Canaries | None, list[str]]:
+    """The canaries of the run; a warning where it had some that cannot be read, which names no folder."""
+    try:
+        return canaries_of(config.lora), []
+    except LoricaError:
+        return None, ["the canaries of this run are missing or damaged: nothing is said of epsilon"]
 
 
 # ----- pictures and models ------------------------------------------------------------------------------------------

@@ -154,9 +154,10 @@ def load_run(audit_folder: Path, run_folder: Path | None = None) -> ReportRun:
 
 
 def _name(target: dict[str, Any]) -> str | None:
-    """What to call the audited model: its objective (smp-lora: SMP-LoRA) or its file; None if both say nothing."""
+    """What to call the audited model: its training (SMP-LoRA + augment) or its file; None if both say nothing."""
     if objective := target.get("objective"):
-        return "-".join("LoRA" if part == "lora" else part.upper() for part in str(objective).split("-"))
+        name = "-".join("LoRA" if part == "lora" else part.upper() for part in str(objective).split("-"))
+        return f"{name} + {target['defences']}" if target.get("defences") else name
     if "lora" in target and target["lora"] is None:
         return "Base model"
     stem = Path(str(target.get("lora") or "")).stem
