@@ -9,7 +9,8 @@ reference of FID and KID. MP-LoRA and SMP-LoRA run at the paper's setting, and S
 proxy. Every part is kept in WORK: a stopped run goes on where it was.
 
 Equal steps alone are misleading (a defence that fits more slowly looks private), so every method is audited at several
-checkpoints and the table pairs privacy with the validation loss reached. The last line printed is JSON.
+checkpoints with four attacks, and the table pairs privacy with the validation loss reached; attack_table.py runs all
+attacks on the final LoRAs. The last line printed is JSON.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from lorica.demo import STRONG_PROXY
 from lorica.generate import GenerateConfig
 
 COUNTS = "200,233,200,200"
+ATTACKS = ["loss", "mc-loss", "calibrated-loss", "nn-loss"]
 METHODS = {
     "LoRA": {"objective": "lora"},
     "MP-LoRA": {"objective": "mp-lora"},
@@ -120,6 +122,7 @@ def audit_one(args: argparse.Namespace, run: Path, step: int) -> dict[str, Any]:
             output=output,
             lora=lora,
             split=run / "split.json",
+            attacks=ATTACKS,
             cache=args.work / "cache",
             batch_size=64,
             seed=args.seed,

@@ -243,7 +243,7 @@ def test_features_of_shadows_say_who_was_a_member_of_which(
     subjects, _, _ = runner._subjects(config, split)
     config = changed(config, shadows=shadows)
     attack = ATTACKS["lira"]()
-    features = runner._extract(config, {"lira": attack}, subjects, shadows_of(config, split))["target", "lira"]
+    features = runner._extract(config, {"lira": attack}, subjects, shadows_of(config, split)[0])["target", "lira"]
     assert features["shadow_losses"].shape == (2 * COUNT, 4, 16)
     assert (features["shadow_in"].sum(axis=1) == 2).all()
     inside = features["shadow_losses"][features["shadow_in"]].mean()
@@ -251,13 +251,24 @@ def test_features_of_shadows_say_who_was_a_member_of_which(
     assert memorised.given.adapted and memorised.given.members is memorised.members  # the LoRA is back on
 
 
-def test_shadows_of_another_base_model_and_an_empty_folder_of_shadows_are_refused(
+def test_shadows_of_another_base_model_or_of_other_pictures_leave_the_other_attacks_to_run(
     memorised: Models, config: AuditConfig, shadows: Path, tmp_path: Path
 ) -> None:
     other = Path(shutil.copytree(shadows, tmp_path / "other"))
     (other / "002" / "run.json").write_text(json.dumps({"base_fingerprint": "0" * 64}))
-    with pytest.raises(LoricaError, match="shadow 002 was trained on another base model"):
-        run(changed(config, shadows=other, attacks=["lira"]))
+    audit = run(changed(config, shadows=other, attacks=["lira", "loss"]))
+    assert set(audit["attacks"]) == {"loss"} and audit["target"]["shadows"] == 0
+    assert "lira was not run: shadow 002 was trained on another base model" in " ".join(audit["warnings"])
+
+    strangers = write_pictures(tmp_path / "strangers", COUNT, 3)
+    audit = run(changed(config, shadows=shadows, members=strangers, attacks=["lira", "loss"], output=tmp_path / "b"))
+    assert set(audit["attacks"]) == {"loss"}
+    assert f"shadow 000 is not one of the audited LoRA: {COUNT} of the audited" in " ".join(audit["warnings"])
+
+
+def test_a_folder_of_shadows_that_holds_none_is_refused(
+    memorised: Models, config: AuditConfig, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(LoricaError, match="no finished shadow"):
         run(changed(config, shadows=tmp_path / "empty"))

@@ -14,7 +14,7 @@ from lorica.audit.exposure import most_exposed, write_thumbnails
 from lorica.audit.extract import BASE, Subject, as_seen_by_lora, extract
 from lorica.audit.gate import Gate
 from lorica.audit.score import MembershipScores
-from lorica.audit.shadows import shadow_features, shadows_of
+from lorica.audit.shadows import of_this_base, shadow_features, shadows_of
 from lorica.audit.target import find_run, training_facts
 from lorica.audit.verdict import judge
 from lorica.data import GROUPS, Split, make_split, read_folder
@@ -39,11 +39,13 @@ def run(config: AuditConfig) -> dict[str, Any]:
     prepare_output(config.output, marker=AUDIT_FILE, resume=True)
     split = _split(config)
     attacks = {name: config.attack(name) for name in config.attacks}
-    shadows = shadows_of(config, split)
+    shadows, why_none = shadows_of(config, split)
     canaries, unread = _canaries(config)
     subjects, target, warnings = _subjects(config, split)
     _refuse_other_audit(config, target)
-    attacks, skipped = _possible(attacks, config, shadows)
+    if shadows:
+        shadows, why_none = of_this_base(shadows, target["base_fingerprint"])
+    attacks, skipped = _possible(attacks, config, None if shadows else why_none)
     warnings = [*split.notes, *_balance(split, config), *warnings, *skipped, *unread]
     target |= {"shadows": len(shadows)}
 
@@ -94,12 +96,12 @@ def run(config: AuditConfig) -> dict[str, Any]:
 
 
 def _possible(
-    attacks: Mapping[str, Attack], config: AuditConfig, shadows: Sequence[Shadow]
+    attacks: Mapping[str, Attack], config: AuditConfig, no_shadows: str | None
 ) -> tuple[dict[str, Attack], list[str]]:
     """The attacks that have what they need, and why the others have not."""
     lacking: dict[str | None, list[str]] = {}
     for name, attack in attacks.items():
-        lacking.setdefault(_lack(attack, config, shadows), []).append(name)
+        lacking.setdefault(_lack(attack, config, no_shadows), []).append(name)
     possible = {name: attacks[name] for name in lacking.pop(None, [])}
     return possible, [
         f"{', '.join(names)} {'was' if len(names) == 1 else 'were'} not run: {reason}"
@@ -107,13 +109,13 @@ def _possible(
     ]
 
 
-def _lack(attack: Attack, config: AuditConfig, shadows: Sequence[Shadow]) -> str | None:
+def _lack(attack: Attack, config: AuditConfig, no_shadows: str | None) -> str | None:
     if attack.needs_base and config.lora is None:
         return "there is no LoRA to compare with its base"
     if attack.needs_lora and config.lora is None:
         return "there is no LoRA whose weights could be looked at"
-    if attack.needs_shadows and not shadows:
-        return "there are no shadow LoRAs to compare with (lorica shadows RUN trains them)"
+    if attack.needs_shadows and no_shadows:
+        return no_shadows
     if attack.needs_caption and config.captions != FILE:
         return "each picture's own caption is needed (--captions file)"
     return None

@@ -15,24 +15,37 @@ from lorica.audit.extract import Subject, as_seen_by_lora, extract
 from lorica.audit.target import find_run
 from lorica.data import Split
 from lorica.errors import LoricaError
-from lorica.shadows import Shadow, find_shadows
+from lorica.shadows import ForeignShadow, Shadow, find_shadows
+
+_NONE = "there are no shadow LoRAs to compare with (lorica shadows RUN trains them)"
 
 
-def shadows_of(config: AuditConfig, split: Split) -> list[Shadow]:
-    """The shadows that an audit may use: those in `config.shadows`, else those beside the LoRA; often none.
+def shadows_of(config: AuditConfig, split: Split) -> tuple[list[Shadow], str]:
+    """The shadows that an audit may use, in `config.shadows` or else beside the LoRA; and why there are none.
 
     Raises:
-        LoricaError: no such folder, no finished shadow in the folder that was asked for, or shadows of another run.
+        LoricaError: no such folder, or no finished shadow in the folder that was asked for.
     """
     run = find_run(config.lora) if config.lora is not None else None
     folder = config.shadows or (run / SHADOWS if run is not None else None)
     if folder is None or (config.shadows is None and not folder.is_dir()):
-        return []
+        return [], _NONE
     part = config.lora.resolve().relative_to(run) if config.lora is not None and run is not None else Path()
-    found = find_shadows(folder, split.members + split.nonmembers, run=run, part=part)
+    try:
+        found = find_shadows(folder, split.members + split.nonmembers, run=run, part=part)
+    except ForeignShadow as error:
+        return [], error.problem
     if config.shadows is not None and not found:
         raise LoricaError(f"no finished shadow in {folder}", "Train them: lorica shadows RUN")
-    return found
+    return found, _NONE
+
+
+def of_this_base(shadows: Sequence[Shadow], fingerprint: str) -> tuple[list[Shadow], str]:
+    """The shadows, if all were trained on this base model; none of them, and why, if not."""
+    foreign = [shadow.name for shadow in shadows if shadow.base != fingerprint]
+    if foreign:
+        return [], f"shadow {foreign[0]} was trained on another base model than the one that is audited"
+    return list(shadows), _NONE
 
 
 def shadow_features(
@@ -44,19 +57,11 @@ def shadow_features(
         config: of the audit.
         attacks: those that need shadows.
         subject: the base model; captions encoded without a LoRA.
-        shadows: S of them.
+        shadows: S of them, of this base model.
         folder: of the features.
-
-    Raises:
-        LoricaError: a shadow was trained on another base model.
     """
     answers: dict[str, list[Features]] = {name: [] for name in attacks}
     for shadow in shadows if attacks else []:
-        if shadow.base != subject.model.fingerprint:
-            raise LoricaError(
-                f"shadow {shadow.name} was trained on another base model than the one that is audited",
-                "Give the --base of the run, or train the shadows anew.",
-            )
         with subject.model.wearing(shadow.lora) as file:
             dressed = replace(
                 subject,

@@ -5,7 +5,7 @@ picture, and what one that was not, can so be seen on the very picture; the audi
 """
 
 from lorica.shadows.config import ShadowsConfig
-from lorica.shadows.found import Shadow, find_shadows
+from lorica.shadows.found import ForeignShadow, Shadow, find_shadows
 from lorica.shadows.run import run
 
-__all__ = ["Shadow", "ShadowsConfig", "find_shadows", "run"]
+__all__ = ["ForeignShadow", "Shadow", "ShadowsConfig", "find_shadows", "run"]

@@ -16,6 +16,10 @@ from lorica.shadows.plan import recipe
 _OWN = (FREE_ON_RESUME - {"steps"}) | {"seed", "split.file", "split.holdout", "split.aux", "split.counts", "canaries"}
 
 
+class ForeignShadow(LoricaError):
+    """A shadow, but of another LoRA than the audited one: it says nothing of it."""
+
+
 @dataclass(frozen=True)
 class Shadow:
     """A LoRA that was trained on known ones of the pictures.
@@ -46,7 +50,8 @@ def find_shadows(
             left out.
 
     Raises:
-        LoricaError: no such folder; a shadow of another recipe than `run`'s, or that does not know of a picture.
+        LoricaError: no such folder.
+        ForeignShadow: a shadow of another recipe than `run`'s, or that does not know of a picture.
     """
     if not folder.is_dir():
         raise LoricaError(f"folder of shadows not found: {folder}", "Train them: lorica shadows RUN")
@@ -62,8 +67,8 @@ def find_shadows(
         if missing := wanted - set(split.hashes(*GROUPS)):
             different.append(f"{len(missing)} of the audited pictures are not in its split")
         if different:
-            raise LoricaError(
-                f"{each} is not a shadow of the audited LoRA: {', '.join(different)}",
+            raise ForeignShadow(
+                f"shadow {each.name} is not one of the audited LoRA: {', '.join(different)}",
                 "Train shadows of this very run: lorica shadows RUN; or remove those of another.",
             )
         members = frozenset(split.hashes("aux_members", "test_members"))

@@ -22,12 +22,12 @@ _SCHEDULER = "dpm++"  # needs the fewest steps
 
 class ReconstructionOptions(Config):
     pictures: int = Field(3, ge=1, description="pictures drawn for each caption")
-    steps: int = Field(10, ge=1, description="denoising steps of each (dpm++)")
+    steps: int = Field(3, ge=1, description="denoising steps of each (dpm++)")
     guidance: float = Field(
-        2.0,
+        3.0,
         ge=0,
         description="classifier-free guidance scale; above 1 a step costs two UNet calls. Some guidance draws what "
-        "the caption is about, much of it overshoots",
+        "the caption is about, much of it overshoots; fewer steps want more of it",
     )
     extractor: str = Field(
         "builtin",
@@ -51,7 +51,7 @@ class ReconstructionAttack(StatisticAttack[ReconstructionOptions]):
     """Score = max_k cos(f(x), f(y_k)), where y_1 ... y_n are drawn from the caption of x and f is a feature extractor.
 
     All that an attacker sees who may only prompt. Noise is keyed by picture and k: base and LoRA draw from the same.
-    Nothing of it is shared with other attacks, so that it costs about as much as all of them together.
+    Nothing of it is shared with other attacks. A few steps are enough: pictures need not be good to be compared.
 
     Raises:
         LoricaError: the extractor is unknown or cannot be had.
