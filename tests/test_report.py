@@ -109,6 +109,13 @@ def test_the_base_model_has_the_loss_that_was_measured_before_the_first_step(lor
     assert "quality/kid" not in one.data["figures"]  # one point makes no trade-off
 
 
+def test_the_loss_is_that_of_the_weights_that_were_kept_where_a_run_ended_early(lora: ReportRun) -> None:
+    kept = lora.validated[4]
+    audit = lora.audit | {"target": lora.audit["target"] | {"steps": kept["step"]}}
+    assert replace(lora, audit=audit, quality=None).validation_loss == kept["val_nonmember"]
+    assert replace(lora, quality=None).validation_loss == lora.validated[-1]["val_nonmember"]
+
+
 def test_the_base_model_row_skips_attacks_that_need_a_lora(lora: ReportRun, tmp_path: Path) -> None:
     controls = {name: auc for name, auc in lora.audit["controls"]["base"].items() if name != lora.worst}
     audit = lora.audit | {"controls": lora.audit["controls"] | {"base": controls}}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -197,7 +198,9 @@ def _row(found: report.ReportRun) -> dict[str, Any]:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    table = Table("method", "val. loss", "FID*", "KID*", "ASR", "AUC \\[95 %]", "TPR@5%")
+    table = Table("method", box=SIMPLE_HEAD, padding=0, pad_edge=False)
+    for column in ("loss", "FID*", "KID*", "ASR", "AUC \\[95 %]", "TPR@5%"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         figures = ["-"] * 3
         if row["attack"]:
@@ -207,11 +210,12 @@ def _print(rows: list[dict[str, Any]]) -> None:
                 f"{auc['value']:.3f} \\[{auc['low']:.3f}, {auc['high']:.3f}]",
                 f"{row['tpr']['0.05']['value']:.3f}",
             ]
-        loss = f"{row['val_nonmember']:.4f}" if row["val_nonmember"] is not None else "-"
+        loss = f"{row['val_nonmember']:.3f}" if row["val_nonmember"] is not None else "-"
         table.add_row(row["method"], loss, f"{row['fid']:.2f}", f"{row['kid']['value']:.3f}", *figures)
     console.print(table)
     attacks = ", ".join(f"{row['method']}: {row['attack']}" for row in rows if row["attack"])
-    console.print(f"Privacy under the strongest of the attacks ({escape(attacks)}); validation loss on non-members.")
+    console.print(f"Privacy under the strongest of the attacks ({escape(attacks)}).")
+    console.print("loss: validation loss on test non-members.")
     console.print("* over the built-in extractor; not comparable with published FID and KID.")
 
 

@@ -114,11 +114,14 @@ class ReportRun:
 
     @property
     def validation_loss(self) -> float | None:
-        """Adaptation loss on pictures never trained on: from `quality`, or else the last one logged in training."""
+        """Adaptation loss on pictures never trained on: from `quality`, or else the last one logged in training.
+
+        Not later than the step of the audited weights: early stopping keeps those of an earlier one.
+        """
         given = finite((self.quality or {}).get("validation_loss"))
-        if given is None and self.validated:
-            return self.validated[-1]["val_nonmember"]
-        return given
+        steps = finite(self.part("target").get("steps")) or math.inf
+        logged = [row["val_nonmember"] for row in self.validated if row["step"] <= steps]
+        return logged[-1] if given is None and logged else given
 
 
 def load_run(audit_folder: Path, run_folder: Path | None = None) -> ReportRun:
