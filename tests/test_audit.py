@@ -765,6 +765,10 @@ def test_a_rate_in_percent_is_refused(config: AuditConfig) -> None:
         changed(config, fprs=[1, 5])
 
 
+def test_several_attacks_may_be_named_in_one_word(config: AuditConfig) -> None:
+    assert changed(config, attacks=["loss, pia", "clid"]).attacks == ["loss", "pia", "clid"]
+
+
 def test_all_means_every_attack(config: AuditConfig) -> None:
     assert changed(config, attacks=["loss", "all"]).attacks == ["loss", *(name for name in ATTACKS if name != "loss")]
 

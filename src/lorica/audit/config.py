@@ -43,7 +43,7 @@ class AuditConfig(Config):
         description="folder of shadow LoRAs (lorica shadows); RUN/shadows of the LoRA's run where it exists",
     )
     attacks: list[str] = Field(
-        list(ATTACKS), min_length=1, description=f"which to run: all, or some of {', '.join(ATTACKS)}"
+        list(ATTACKS), min_length=1, description=f"which to run: all, or a,b,... of {', '.join(ATTACKS)}"
     )
     settings: dict[str, dict[str, Any]] = Field({}, description="options of attacks, e.g. settings.mc-loss.draws=32")
     seed: int = Field(0, ge=0, description="of the noise, of what attacks fit, and of the split into halves")
@@ -70,7 +70,8 @@ class AuditConfig(Config):
     @field_validator("attacks")
     @classmethod
     def _known(cls, names: list[str]) -> list[str]:
-        chosen = [name for given in names for name in (ATTACKS if given == "all" else [given])]
+        separate = [name.strip() for given in names for name in given.split(",")]
+        chosen = [name for given in separate for name in (ATTACKS if given == "all" else [given])]
         for name in chosen:
             ATTACKS[name]
         return list(dict.fromkeys(chosen))
