@@ -21,6 +21,7 @@ from lorica.audit.controls import blind_scores, control
 from lorica.audit.extract import row_key
 from lorica.audit.gate import Gate
 from lorica.audit.shadows import shadows_of
+from lorica.audit.subjects import split_of, subjects_of
 from lorica.audit.target import training_facts
 from lorica.audit.verdict import judge
 from lorica.config import load
@@ -239,8 +240,8 @@ def test_shadows_are_asked_once_and_only_by_the_attacks_that_need_them(
 def test_features_of_shadows_say_who_was_a_member_of_which(
     memorised: Models, config: AuditConfig, shadows: Path
 ) -> None:
-    split = runner._split(config)
-    subjects, _, _ = runner._subjects(config, split)
+    split = split_of(config)
+    subjects, _, _ = subjects_of(config, split)
     config = changed(config, shadows=shadows)
     attack = ATTACKS["lira"]()
     features = runner._extract(config, {"lira": attack}, subjects, shadows_of(config, split)[0])["target", "lira"]
@@ -283,7 +284,7 @@ def test_the_asr_threshold_does_not_come_from_the_test_pictures(memorised: Model
             return {g: s + 100 * g.startswith("aux") for g, s in scores.items()}
 
     attack = Shifted()
-    subjects, _, _ = runner._subjects(config, split := runner._split(config))
+    subjects, _, _ = subjects_of(config, split := split_of(config))
     features = runner._extract(config, {"loss": attack}, subjects)
     result = runner._result(attack, *runner._score(attack, features["target", "loss"], split, config), config)
     assert result["asr"]["value"] == 0.5

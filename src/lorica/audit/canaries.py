@@ -18,20 +18,25 @@ from lorica.errors import LoricaError
 LEVEL = 0.95
 
 
-def canaries_of(lora: Path | None) -> Canaries | None:
-    """The canaries of the run that a LoRA comes from, if it was trained with any.
+def canaries_of(lora: Path | None) -> tuple[Canaries | None, list[str]]:
+    """The canaries of the run that a LoRA comes from, if it was trained with any; a warning where they are lost.
+
+    The warning names no folder: it is written to audit.json.
 
     Raises:
-        LoricaError: they are damaged.
+        LoricaError: the run's configuration was changed by hand.
     """
     run = find_run(lora) if lora is not None else None
     if run is None:
-        return None
+        return None, []
     config = yaml.safe_load((run / CONFIG_FILE).read_text(encoding="utf-8")) or {}
     count, seed = (config.get(key, 0) for key in ("canaries", "seed"))
     if not (isinstance(count, int) and isinstance(seed, int)):
         raise LoricaError(f"{run / CONFIG_FILE} was changed: canaries and seed are numbers", "Restore the file.")
-    return load_canaries(run, count, seed) if count else None
+    try:
+        return load_canaries(run, count, seed) if count else None, []
+    except LoricaError:
+        return None, ["the canaries of this run are missing or damaged: nothing is said of epsilon"]
 
 
 def canary_bound(config: AuditConfig, canaries: Canaries, target: Subject, claimed: dict[str, Any]) -> dict[str, Any]:

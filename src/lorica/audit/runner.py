@@ -3,23 +3,21 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorica.artefacts import SPLIT_FILE, prepare_output, provenance, read_json, write_json
+from lorica.artefacts import prepare_output, provenance, read_json, write_json
 from lorica.audit.attacks.base import Attack, Features, Groups, StatisticAttack
 from lorica.audit.canaries import canaries_of, canary_bound
-from lorica.audit.captions import FILE, captioned, described
+from lorica.audit.captions import FILE, described
 from lorica.audit.collection import Halves, collection_test
 from lorica.audit.config import AuditConfig
 from lorica.audit.controls import METHOD, blind_scores, control, estimate
 from lorica.audit.exposure import most_exposed, write_thumbnails
-from lorica.audit.extract import BASE, Subject, as_seen_by_lora, extract
+from lorica.audit.extract import BASE, Subject, extract
 from lorica.audit.gate import Gate
 from lorica.audit.score import MembershipScores
 from lorica.audit.shadows import of_this_base, shadow_features, shadows_of
-from lorica.audit.target import find_run, training_facts
+from lorica.audit.subjects import split_of, subjects_of
 from lorica.audit.verdict import judge
-from lorica.data import GROUPS, Split, make_split, read_folder
-from lorica.data.canaries import Canaries
-from lorica.diffusion import LatentDiffusion, encode
+from lorica.data import GROUPS, Split
 from lorica.errors import LoricaError
 from lorica.shadows import Shadow
 
@@ -37,11 +35,11 @@ def run(config: AuditConfig) -> dict[str, Any]:
         LoricaError: bad input, before any model runs; or no attack could be run. Features stay on disk.
     """
     prepare_output(config.output, marker=AUDIT_FILE, resume=True)
-    split = _split(config)
+    split = split_of(config)
     attacks = {name: config.attack(name) for name in config.attacks}
     shadows, why_none = shadows_of(config, split)
-    canaries, unread = _canaries(config)
-    subjects, target, warnings = _subjects(config, split)
+    canaries, unread = canaries_of(config.lora)
+    subjects, target, warnings = subjects_of(config, split)
     _refuse_other_audit(config, target)
     if shadows:
         shadows, why_none = of_this_base(shadows, target["base_fingerprint"])
@@ -121,57 +119,6 @@ def _lack(attack: Attack, config: AuditConfig, no_shadows: str | None) -> str | 
     return None
 
 
-def _canaries(config: AuditConfig) -> tuple[Canaries | None, list[str]]:
-    """The canaries of the run; a warning where it had some that cannot be read, which names no folder."""
-    try:
-        return canaries_of(config.lora), []
-    except LoricaError:
-        return None, ["the canaries of this run are missing or damaged: nothing is said of epsilon"]
-
-
-# ----- pictures and models ------------------------------------------------------------------------------------------
-def _split(config: AuditConfig) -> Split:
-    """The given split, the one beside the LoRA, or one made from two folders, with the captions asked for."""
-    if config.members is not None and config.nonmembers is not None:
-        sides = (read_folder(folder, captions_required=False) for folder in (config.members, config.nonmembers))
-        return captioned(make_split(*sides, seed=config.seed), config.captions)
-    beside = find_run(config.lora) if config.lora is not None else None
-    file = config.split or (beside / SPLIT_FILE if beside is not None else None)
-    if file is None:
-        raise LoricaError("nothing says which pictures are members", "Give --split, or --members and --nonmembers.")
-    split = Split.load(file, data=config.data, nonmember_data=config.nonmember_data, captions_required=False)
-    return captioned(split, config.captions)
-
-
-def _subjects(config: AuditConfig, split: Split) -> tuple[dict[str, Subject], dict[str, Any], list[str]]:
-    """The base model and, where there is a LoRA, the target; what the report says of the target; warnings."""
-    pictures = [picture for group in GROUPS for picture in split.groups[group]]
-    model = LatentDiffusion.load(config.base, device=config.device, config=config.base_config)
-    # Before the pictures are encoded, which takes long: a LoRA that cannot be used should be known by then.
-    file = model.load_lora(config.lora) if config.lora is not None else None
-    encoded = encode(model, pictures, config.cache or config.output / "cache")
-    warnings = model.caption_notes([picture.caption for picture in pictures])
-    target: dict[str, Any] = {"base": model.name, "base_fingerprint": model.fingerprint}
-    base = Subject(model, BASE, encoded, tuple(pictures), model.base_only, "the base model")
-    if config.lora is None or file is None:
-        return {"target": base}, target | {"lora": None, "lora_sha256": None}, warnings
-    facts = training_facts(config.lora)
-    trained_on = {file["base"], facts.pop("base_fingerprint", None)} - {None}
-    target |= {
-        "lora": file["file"],
-        "lora_sha256": file["sha256"],
-        "rank": file["rank"],
-        "alpha": file["alpha"],
-    } | facts
-    lora = Subject(model, file["sha256"], as_seen_by_lora(model, encoded, pictures), tuple(pictures))
-    target["base_matches"] = model.fingerprint in trained_on if trained_on else None
-    if "steps_per_picture" not in target:
-        warnings.append(
-            "steps per picture are unknown: leakage grows with them, and the result holds for this LoRA only"
-        )
-    return {"target": lora, "base": base}, target, warnings
-
-
 def _refuse_other_audit(config: AuditConfig, target: Mapping[str, Any]) -> None:
     file = config.output / AUDIT_FILE
     if config.overwrite or not file.exists():
@@ -184,6 +131,7 @@ def _refuse_other_audit(config: AuditConfig, target: Mapping[str, Any]) -> None:
         )
 
 
+# ----- features -----------------------------------------------------------------------------------------------------
 def _extract(
     config: AuditConfig, attacks: Mapping[str, Attack], subjects: Mapping[str, Subject], shadows: Sequence[Shadow] = ()
 ) -> dict[tuple[str, str], Features]:
