@@ -177,7 +177,11 @@ def test_shadows_are_trained_once_and_found_by_the_audit(lorica, finished_run, t
     (run / "config.yaml").write_text(
         (run / "config.yaml").read_text().replace("learning_rate: 0.0001", "learning_rate: 1")
     )
-    refused = lorica(*arguments)
+    without = lorica(*arguments, "--settings", json.dumps(few))
+    assert without.code == 0 and "learning_rate" in without.err
+    audit = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    assert set(audit["attacks"]) == {name for name in ATTACKS if not ATTACKS[name].needs_shadows}
+    refused = lorica(*arguments[:-1], "lira,rmia")
     assert refused.code == 2 and "learning_rate" in refused.err
 
 
