@@ -1,6 +1,4 @@
-"""The positive control on a real LoRA: the built-in model learns 16 people by heart, and the attacks must find them."""
-
-from pathlib import Path
+"""The positive control on a real LoRA: the built-in model learns 16 people by heart, and attacks must find them."""
 
 import pytest
 
@@ -22,7 +20,7 @@ FLOORS = {  # below which an attack has lost its sting; on 8 members and 8 non-m
     "secmi": 0.7,
     "pfami": 0.8,
 }
-# Of the others this sees too few: boosted trees want more pictures, a scaled prediction and three-step drawings are weak.
+# Too few pictures for them: boosted trees want more, PIAN's scaled prediction and drawings of three steps are weak.
 ELSEWHERE = {"clid-vec", "pian", "reconstruction"}
 
 
@@ -47,7 +45,6 @@ def aucs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     found = audit.run(
         AuditConfig(output=folder / "audit", lora=folder / "run", attacks=list(FLOORS), batch_size=32, device="cpu")
     )
-    print({name: result["auc"]["value"] for name, result in found["attacks"].items()})
     return {name: result["auc"]["value"] for name, result in found["attacks"].items()}
 
 
