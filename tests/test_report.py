@@ -314,10 +314,26 @@ def test_many_runs_are_counted_and_not_all_named() -> None:
 
 def test_names_beside_the_tradeoff_never_touch_and_keep_their_order() -> None:
     heights = [0.98, 0.5, 0.985, 0.97, 0.4, 0.975, 0.52]
-    places = figures.apart(heights, gap=0.04)
+    places = figures.apart(heights, 0.04, 0.4, 1.0)
     assert np.argsort(places).tolist() == np.argsort(heights).tolist()
     assert np.diff(sorted(places)).min() >= 0.04 - 1e-12
-    assert figures.apart([0.9, 0.1], gap=0.04) == [0.9, 0.1]  # who has room stays where he is
+    assert min(places) >= 0.4 and max(places) <= 1.0
+    assert figures.apart([0.9, 0.1], 0.04, 0.0, 1.0) == [0.9, 0.1]  # who has room stays where he is
+
+
+def test_a_base_model_far_off_does_not_squeeze_the_others(lora: ReportRun) -> None:
+    runs = [synthetic.base_run(), lora, synthetic.run(synthetic.SMP_LORA, "SMP-LoRA")]
+
+    def drawn(base: float) -> tuple[float, tuple[float, float], str]:
+        points = [(run, figures.Estimate(x), run.auc("loss")) for run, x in zip(runs, (base, 0.4, 0.5), strict=True)]
+        points[0] = (*points[0][:2], figures.Estimate(0.5))
+        figure = figures.tradeoff(points, "Validation loss", figures.looks(runs))
+        assert figure is not None
+        return figure.data[0].x[0], figure.layout.xaxis.range, figure.layout.annotations[0].text
+
+    assert drawn(0.6)[0] == 0.6 and drawn(0.6)[2] == "Base model"
+    x, (_, right), label = drawn(1.6)
+    assert 0.5 < x < right < 0.6 and label == "Base model (at 1.6)"
 
 
 def test_pictures_of_the_same_caption_stand_side_by_side(three: Page) -> None:

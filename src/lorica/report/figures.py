@@ -179,27 +179,30 @@ def tradeoff(
         styles: the look of each point's run.
     """
     known = [
-        (plain(run.label), look, quality, auc, quality.value, auc.value)
+        (run, look, quality, auc, quality.value, auc.value)
         for (run, quality, auc), look in zip(points, styles, strict=True)
         if quality.value is not None and auc.value is not None
     ]
     if len(known) < 2:
         return None
-    least, most = (pick(x for *_, x, _ in known) for pick in (min, max))
+    least, most = _span([(run, x) for run, _, _, _, x, _ in known])
     pad = 0.2 * (most - least) or 0.1 * abs(most) or 1.0
     bottom = min([0.45, *(auc.low for _, _, _, auc, _, _ in known if auc.low is not None)]) - 0.05
+    gap = (_TOP - bottom) / 19
     figure = go.Figure()
-    places = apart([y for *_, y in known], gap=(_TOP - bottom) / 19)
-    for (label, look, quality, auc, x, y), place in zip(known, places, strict=True):
+    places = apart([y for *_, y in known], gap, bottom + gap / 2, _TOP - gap / 2)
+    for (run, look, quality, auc, value, y), place in zip(known, places, strict=True):
+        x = min(value, most + 0.85 * pad)
+        label = plain(run.label) + (f" (at {value:.3g})" if x < value else "")
         figure.add_scatter(
             x=[x],
             y=[y],
-            error_x=_error_bar(quality, look),
+            error_x=_error_bar(quality, look) if x == value else None,
             error_y=_error_bar(auc, look),
             mode="markers",
-            name=label,
+            name=plain(run.label),
             marker={"color": look.light, "symbol": look.symbol, "size": 12},
-            hovertemplate=f"{label}<br>{axis} %{{x:.4g}}<br>AUC %{{y:.3f}}<extra></extra>",
+            hovertemplate=f"{label}<br>{axis} {value:.4g}<br>AUC %{{y:.3f}}<extra></extra>",
             cliponaxis=False,
         )
         # Points of equal quality lie on one another: names stand in a column, each with a line to its point.
@@ -227,31 +230,29 @@ def tradeoff(
         legend=False,
         top=28,
     )
-    return figure.update_layout(margin_r=24 + 7 * max(len(run.label) for run, _, _ in points))
+    return figure.update_layout(margin_r=24 + 7 * max(len(note.text) for note in figure.layout.annotations))
 
 
-def apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Places near `heights` that are at least `gap` apart and keep their order: a column of names."""
+def _span(points: Sequence[tuple[ReportRun, float]]) -> tuple[float, float]:
+    """The range of a quality axis: a base model far off, which must not squeeze the others, is drawn at its edge."""
+    adapted = [x for run, x in points if run.objective != "base"]
+    every = [x for _, x in points]
+    if len(adapted) < 2 or max(every) <= max(adapted) + 2 * (max(adapted) - min(adapted)):
+        return min(every), max(every)
+    return min(every), max(adapted)
+
+
+def apart(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Places near `heights` that keep their order and are at least `gap` apart, in [low, high]: a column of names."""
     order = sorted(range(len(heights)), key=lambda i: -heights[i])
-    placed: list[list[float]] = []  # runs of touching names, top first: heights of those in one run
-    for i in order:
-        placed.append([heights[i]])
-        while len(placed) > 1 and _bottom(placed[-2], gap) - _top(placed[-1], gap) < gap:
-            last = placed.pop()
-            placed[-1] += last
-    column = [_top(run, gap) - k * gap for run in placed for k in range(len(run))]
-    found = [0.0] * len(heights)
-    for i, place in zip(order, column, strict=True):
-        found[i] = place
-    return found
-
-
-def _top(run: Sequence[float], gap: float) -> float:
-    return float(np.mean(run)) + 0.5 * gap * (len(run) - 1)
-
-
-def _bottom(run: Sequence[float], gap: float) -> float:
-    return float(np.mean(run)) - 0.5 * gap * (len(run) - 1)
+    places = dict.fromkeys(order, 0.0)
+    above = high + gap
+    for i in order:  # down from the top: each below the one before
+        places[i] = above = min(heights[i], above - gap)
+    below = low - gap
+    for i in reversed(order):  # and up again from the bottom, where that went too far
+        places[i] = below = max(places[i], below + gap)
+    return [places[i] for i in range(len(heights))]
 
 
 def corners(false: Array, true: Array) -> tuple[Array, Array]:
