@@ -33,7 +33,7 @@ class Augment(Defence[AugmentConfig]):
     Views belong to the picture, so that runs share them in the cache; only the draws depend on the seed.
     """
 
-    summary = "shows flipped and cropped views of the pictures (the strongest cheap effect that we know of)"
+    summary = "shows flipped and cropped views of the pictures"
     source = "arXiv 2405.14800, table 4 (what it costs attacks)"
     Options = AugmentConfig
 
