@@ -19,9 +19,10 @@ FLOORS = {  # below which an attack has lost its sting; on 8 members and 8 non-m
     "pia": 0.7,
     "secmi": 0.7,
     "pfami": 0.8,
+    "clid-vec": 0.8,
 }
-# Too few pictures for them: boosted trees want more, PIAN's scaled prediction and drawings of three steps are weak.
-ELSEWHERE = {"clid-vec", "pian", "reconstruction"}
+# Weak on so few pictures: reconstruction was at 0.36. Their controls are those of the exact model and of the demo.
+ELSEWHERE = {"pian", "reconstruction"}
 
 
 @pytest.fixture(scope="module")
