@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lorica import audit, shadows
-from lorica.artefacts import hardware, versions
+from lorica.artefacts import RUN_FILE, hardware, read_json, versions
 from lorica.audit import ATTACKS, AuditConfig
 from lorica.shadows import ShadowsConfig
 
@@ -26,6 +26,7 @@ def audited(args: argparse.Namespace, run: Path) -> dict[str, Any]:
         AuditConfig(
             output=run / "audit_all",
             lora=run,
+            base=read_json(run / RUN_FILE, "run")["config"]["base"],
             attacks=[name for name in args.attacks if args.shadows or not ATTACKS[name].needs_shadows],
             cache=args.cache or run.parent / "cache",
             batch_size=args.batch,

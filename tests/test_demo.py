@@ -1,8 +1,12 @@
 """The main job, small: every part runs and the table holds what was measured."""
 
 import json
+from pathlib import Path
+
+import pytest
 
 from lorica.demo import DemoConfig, run
+from lorica.errors import LoricaError
 
 
 def test_the_demo_writes_audits_pictures_and_a_report_and_goes_on_where_it_was(tmp_path):
@@ -29,3 +33,22 @@ def test_the_demo_writes_audits_pictures_and_a_report_and_goes_on_where_it_was(t
     assert again["rows"] == result["rows"]
     assert (tmp_path / "demo" / "smp-lora-strong-proxy" / "pytorch_lora_weights.safetensors").read_bytes() == weights
     assert json.loads((tmp_path / "demo" / "demo.json").read_text())["rows"] == json.loads(json.dumps(result["rows"]))
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"methods": {"fine": {}, "typo": {"objective": "smp-lra"}}}, "method 'typo': `objective` = 'smp-lra'"),
+        ({"methods": {"fine": {}, "typo": {"stesp": 3}}}, "method 'typo': unknown key `stesp`"),
+        ({"methods": {"LoRA!": {}, "lora": {}}}, "'LoRA!' and 'lora' would share the folder lora"),
+        ({"methods": {"???": {}}}, "'???'"),
+        ({"attacks": ["loss", "lost"]}, "unknown attack 'lost'"),
+    ],
+)
+def test_what_is_wrong_with_any_method_is_said_before_work_starts(
+    changed: dict[str, object], named: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "demo"
+    with pytest.raises(LoricaError) as error:
+        run(DemoConfig(output=output, **changed))
+    assert named in str(error.value) and not output.exists()

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lorica.artefacts import write_json, write_text
 from lorica.audit.exposure import most_exposed, write_thumbnails
 from lorica.audit.score import MembershipScores
 from lorica.data import read_folder, write_cohort
-from lorica.report import ReportRun, build
+from lorica.report import ReportRun, build, load_run
 from synthetic_audit import LORA, audit
 
 
@@ -43,6 +44,15 @@ def test_thumbnails_are_written_only_where_asked_for_and_those_of_an_earlier_aud
     members = read_folder(write_cohort(tmp_path / "people", 3, seed=0))
     found = {"loss": [{"index": 2, "fpr": 0.0}], "mc-loss": [{"index": 0, "fpr": 0.1}]}
     write_thumbnails(tmp_path, found, members, wanted=True)
-    assert sorted(file.name for file in (tmp_path / "exposed").iterdir()) == ["00000.png", "00002.png"]
+    assert sorted(file.name for file in (tmp_path / "exposed").iterdir()) == ["member_00000.png", "member_00002.png"]
+    write_json(tmp_path / "audit.json", audit(LORA))
+    assert sorted(load_run(tmp_path).thumbnails) == [0, 2]
     write_thumbnails(tmp_path, found, members, wanted=False)
-    assert not (tmp_path / "exposed").exists()
+    assert not (tmp_path / "exposed").exists() and not load_run(tmp_path).thumbnails
+
+
+def test_what_a_user_keeps_where_thumbnails_go_stays(tmp_path: Path) -> None:
+    own = tmp_path / "exposed" / "photo.png"
+    write_text(own, "mine")
+    write_thumbnails(tmp_path, {}, [], wanted=False)
+    assert own.read_text() == "mine"

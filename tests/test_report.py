@@ -321,6 +321,16 @@ def test_names_beside_the_tradeoff_never_touch_and_keep_their_order() -> None:
     assert figures.apart([0.9, 0.1], 0.04, 0.0, 1.0) == [0.9, 0.1]  # who has room stays where he is
 
 
+def test_many_names_and_a_long_hostile_one_leave_room_for_the_tradeoff() -> None:
+    runs = [synthetic.run(synthetic.LORA, "&" * 500)] + [synthetic.run(synthetic.LORA, f"LoRA {i}") for i in range(29)]
+    points = [(run, figures.Estimate(0.4), figures.Estimate(0.9)) for run in runs]
+    figure = figures.tradeoff(points, "Validation loss", figures.looks(runs))
+    assert figure is not None and figure.layout.margin.r < 320
+    assert figure.layout.annotations[0].text == "&amp;" * 39 + "…"
+    places = [note.ay for note in figure.layout.annotations]
+    assert len(set(places)) == 30 and min(places) >= figure.layout.yaxis.range[0]
+
+
 def test_a_base_model_far_off_does_not_squeeze_the_others(lora: ReportRun) -> None:
     runs = [synthetic.base_run(), lora, synthetic.run(synthetic.SMP_LORA, "SMP-LoRA")]
 

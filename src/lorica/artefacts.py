@@ -21,8 +21,8 @@ RUN_FILE, CONFIG_FILE, SPLIT_FILE = "run.json", "config.yaml", "split.json"
 SHADOWS = "shadows"
 """The folder in a run's own that holds its shadows."""
 
-THUMBNAILS = "exposed"
-"""Folder in an audit's output with small copies of exposed members."""
+THUMBNAILS, THUMBNAIL = "exposed", "member_"
+"""Folder in an audit's output with small copies of exposed members, and what their names begin with."""
 
 _STAMPED = ("torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "torchmetrics")
 

@@ -22,6 +22,7 @@ from lorica.artefacts import prepare_output, provenance, write_json
 from lorica.audit import AuditConfig
 from lorica.config import Config, load
 from lorica.data.cohort import write_cohort
+from lorica.errors import LoricaError
 from lorica.generate import GenerateConfig
 from lorica.progress import console
 
@@ -67,22 +68,21 @@ def run(config: DemoConfig) -> dict[str, Any]:
 
     Returns:
         The contents of OUTPUT/demo.json: one row of figures per method, with provenance.
+
+    Raises:
+        LoricaError: an unknown attack, or settings of a method that `lorica adapt` refuses; before any work starts.
     """
+    planned = plans(config)
     prepare_output(config.output, marker=DEMO_FILE, resume=True)
-    people = {
-        "members": write_cohort(config.output / "people" / "members", config.members, config.seed, STARTS["members"]),
-        "nonmembers": write_cohort(
-            config.output / "people" / "nonmembers", config.nonmembers, config.seed, STARTS["nonmembers"]
-        ),
-        "reference": write_cohort(
-            config.output / "people" / "reference", config.nonmembers, config.seed, STARTS["reference"]
-        ),
-    }
-    captions = tuple(file.read_text(encoding="utf-8").strip() for file in sorted(people["reference"].glob("*.txt")))
-    runs = [_drawn_by_base(config, people["reference"], captions)]
-    for label, settings in config.methods.items():
-        console.rule(label)
-        runs.append(_method(config, label, settings, people, captions))
+    for group, start in STARTS.items():
+        count = config.members if group == "members" else config.nonmembers
+        write_cohort(_people(config, group), count, config.seed, start)
+    files = sorted(_people(config, "reference").glob("*.txt"))
+    captions = [file.read_text(encoding="utf-8").strip() for file in files]
+    runs = [_drawn_by_base(config, captions)]
+    for label, plan in planned.items():
+        console.rule(escape(label))
+        runs.append(_method(config, label, *plan, captions))
     rows = [_row(found) for found in runs]
     result = provenance(config.model_dump(mode="json"), config.seed) | {"rows": rows}
     write_json(config.output / DEMO_FILE, result)
@@ -97,33 +97,51 @@ def run(config: DemoConfig) -> dict[str, Any]:
     return result
 
 
-def _method(
-    config: DemoConfig, label: str, settings: dict[str, Any], people: dict[str, Path], captions: tuple[str, ...]
-) -> report.ReportRun:
-    folder = config.output / _folder_name(label)
+def _people(config: DemoConfig, group: str) -> Path:
+    return config.output / "people" / group
+
+
+def plans(config: DemoConfig) -> dict[str, tuple[AdaptConfig, AuditConfig]]:
+    """What each method trains and what attacks it: a slip in the last one is found before the first one starts.
+
+    Raises:
+        LoricaError: as `run`.
+    """
     cache = config.output / "cache"
-    defaults = {
-        "data": people["members"],
-        "output": folder,
-        "steps": config.steps,
-        "batch_size": config.batch_size,
-        "learning_rate": config.learning_rate,
-        "seed": config.seed,
-        "device": config.device,
-        "cache": cache,
-        "lora.rank": config.rank,
-        "lora.alpha": config.rank,
-        "lora.targets": "transformer-blocks",
-        "split.nonmembers": people["nonmembers"],
-        "validate_every": max(1, config.steps // 10),
-        "sample_every": config.steps,
-        "keep_checkpoints": False,
-        "resume": not config.overwrite,
-        "overwrite": config.overwrite,
-    }
-    adapt.run(load(AdaptConfig, options=defaults | settings))
-    found = audit.run(
-        AuditConfig(
+    planned: dict[str, tuple[AdaptConfig, AuditConfig]] = {}
+    folders: dict[str, str] = {}
+    for label, settings in config.methods.items():
+        name = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
+        if not name:
+            raise LoricaError(f"method {label!r} has no letter or digit to name its folder by", "Name it otherwise.")
+        if name in folders:
+            raise LoricaError(f"methods {folders[name]!r} and {label!r} would share the folder {name}", "Rename one.")
+        folders[name] = label
+        folder = config.output / name
+        defaults = {
+            "data": _people(config, "members"),
+            "output": folder,
+            "steps": config.steps,
+            "batch_size": config.batch_size,
+            "learning_rate": config.learning_rate,
+            "seed": config.seed,
+            "device": config.device,
+            "cache": cache,
+            "lora.rank": config.rank,
+            "lora.alpha": config.rank,
+            "lora.targets": "transformer-blocks",
+            "split.nonmembers": _people(config, "nonmembers"),
+            "validate_every": max(1, config.steps // 10),
+            "sample_every": config.steps,
+            "keep_checkpoints": False,
+            "resume": not config.overwrite,
+            "overwrite": config.overwrite,
+        }
+        try:
+            training = load(AdaptConfig, options=defaults | settings)
+        except LoricaError as error:
+            raise LoricaError(f"method {label!r}: {error.problem}", error.remedy) from error
+        attacking = AuditConfig(
             output=folder / "audit",
             lora=folder,
             attacks=config.attacks,
@@ -133,32 +151,36 @@ def _method(
             batch_size=64,
             overwrite=config.overwrite,
         )
-    )
+        planned[label] = (training, attacking)
+    return planned
+
+
+def _method(
+    config: DemoConfig, label: str, training: AdaptConfig, attacking: AuditConfig, captions: list[str]
+) -> report.ReportRun:
+    adapt.run(training)
+    found = audit.run(attacking)
     console.print(escape(found["verdict"]["text"]))
-    pictures = _draw(config, folder, folder, people["reference"], captions)
-    return _report_run(label, found, folder, pictures)
+    return _report_run(label, found, training.output, _draw(config, training.output, training.output, captions))
 
 
-def _drawn_by_base(config: DemoConfig, reference: Path, captions: tuple[str, ...]) -> report.ReportRun:
-    return _report_run(
-        "Base model", {}, config.output / "base", _draw(config, None, config.output / "base", reference, captions)
-    )
+def _drawn_by_base(config: DemoConfig, captions: list[str]) -> report.ReportRun:
+    folder = config.output / "base"
+    return _report_run("Base model", {}, folder, _draw(config, None, folder, captions))
 
 
-def _draw(
-    config: DemoConfig, lora: Path | None, folder: Path, reference: Path, captions: tuple[str, ...]
-) -> dict[str, Any]:
+def _draw(config: DemoConfig, lora: Path | None, folder: Path, captions: list[str]) -> dict[str, Any]:
     """Pictures of people that no model was trained on: captions and FID/KID reference are fresh draws."""
     return generate.run(
         GenerateConfig(
             output=folder / "pictures",
             lora=lora,
-            captions=list(captions[: config.pictures]),
+            captions=captions[: config.pictures],
             seed=config.seed,
             steps=20,
             guidance=2.0,
             batch_size=32,
-            reference=reference,
+            reference=_people(config, "reference"),
             device=config.device,
             resume=not config.overwrite,
             overwrite=config.overwrite,
@@ -217,10 +239,6 @@ def _print(rows: list[dict[str, Any]]) -> None:
     console.print(f"Privacy under the strongest of the attacks ({escape(attacks)}).")
     console.print("loss: validation loss on test non-members.")
     console.print("* over the built-in extractor; not comparable with published FID and KID.")
-
-
-def _folder_name(label: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
 
 
 def _command() -> str:

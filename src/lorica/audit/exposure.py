@@ -1,13 +1,13 @@
 """Which members an attacker would name first: by place in the split, never by name or picture."""
 
-import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lorica.artefacts import THUMBNAILS, write_with
+from lorica.artefacts import THUMBNAIL, THUMBNAILS, write_with
 from lorica.audit.score import MembershipScores
 from lorica.data import Picture, fit, load_rgb
 
@@ -39,9 +39,15 @@ def most_exposed(scores: MembershipScores, listed: int = LISTED) -> list[dict[st
 def write_thumbnails(
     output: Path, exposed: Mapping[str, Sequence[Mapping[str, Any]]], members: Sequence[Picture], wanted: bool
 ) -> None:
-    """Small copies of the members that any attack exposes, by place, into OUTPUT; those of an earlier audit go."""
+    """Small copies of the members that any attack exposes, by place, into OUTPUT; those of an earlier audit go.
+
+    Whatever else lies in the folder stays.
+    """
     folder = output / THUMBNAILS
-    shutil.rmtree(folder, ignore_errors=True)
+    for earlier in folder.glob(f"{THUMBNAIL}*.png"):
+        earlier.unlink()
+    with suppress(OSError):  # it is absent, or somebody keeps pictures there
+        folder.rmdir()
     for index in sorted({one["index"] for found in exposed.values() for one in found}) if wanted else []:
         small = fit(load_rgb(members[index].file), _SIDE)
-        write_with(folder / f"{index:05d}.png", lambda file, small=small: small.save(file, format="PNG"))  # type: ignore[misc]
+        write_with(folder / f"{THUMBNAIL}{index:05d}.png", lambda file, small=small: small.save(file, format="PNG"))  # type: ignore[misc]

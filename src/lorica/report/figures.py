@@ -188,12 +188,13 @@ def tradeoff(
     least, most = _span([(run, x) for run, _, _, _, x, _ in known])
     pad = 0.2 * (most - least) or 0.1 * abs(most) or 1.0
     bottom = min([0.45, *(auc.low for _, _, _, auc, _, _ in known if auc.low is not None)]) - 0.05
-    gap = (_TOP - bottom) / 19
-    figure = go.Figure()
+    gap = (_TOP - bottom) / max(19, len(known))
+    figure, widest = go.Figure(), 0
     places = apart([y for *_, y in known], gap, bottom + gap / 2, _TOP - gap / 2)
     for (run, look, quality, auc, value, y), place in zip(known, places, strict=True):
         x = min(value, most + 0.85 * pad)
-        label = plain(run.label) + (f" (at {value:.3g})" if x < value else "")
+        label = shortened(run.label) + (f" (at {value:.3g})" if x < value else "")
+        widest = max(widest, len(label))
         figure.add_scatter(
             x=[x],
             y=[y],
@@ -202,13 +203,13 @@ def tradeoff(
             mode="markers",
             name=plain(run.label),
             marker={"color": look.light, "symbol": look.symbol, "size": 12},
-            hovertemplate=f"{label}<br>{axis} {value:.4g}<br>AUC %{{y:.3f}}<extra></extra>",
+            hovertemplate=f"{plain(label)}<br>{axis} {value:.4g}<br>AUC %{{y:.3f}}<extra></extra>",
             cliponaxis=False,
         )
         # Points of equal quality lie on one another: names stand in a column, each with a line to its point.
         figure.add_annotation(
             {"x": x, "y": y, "ax": most + pad, "ay": place, "axref": "x", "ayref": "y", "xanchor": "left"},
-            text=label,
+            text=plain(label),
             font={"color": look.light, "size": 13},
             showarrow=True,
             arrowhead=0,
@@ -230,7 +231,12 @@ def tradeoff(
         legend=False,
         top=28,
     )
-    return figure.update_layout(margin_r=24 + 7 * max(len(note.text) for note in figure.layout.annotations))
+    return figure.update_layout(margin_r=24 + 7 * widest)
+
+
+def shortened(label: str, most: int = 40) -> str:
+    """A name that leaves room for the plot beside it."""
+    return label if len(label) <= most else label[: most - 1] + "…"
 
 
 def _span(points: Sequence[tuple[ReportRun, float]]) -> tuple[float, float]:

@@ -29,8 +29,8 @@ def samples(runs: Sequence[ReportRun]) -> list[tuple[str, list[tuple[int, str, s
     rows: dict[tuple[str, int], list[tuple[int, str, str]]] = {}
     for index, run in enumerate(runs):
         met: dict[str, int] = {}
-        captions = [*run.captions, *[""] * (len(run.samples) - len(run.captions))]
-        for sample, caption in zip(run.samples, captions, strict=False):
+        captions = [*run.captions[: len(run.samples)], *[""] * (len(run.samples) - len(run.captions))]
+        for sample, caption in zip(run.samples, captions, strict=True):
             met[caption] = met.get(caption, 0) + 1
             rows.setdefault((caption, met[caption]), []).append((index, run.label, data_uri(sample)))
     return [(caption, pictures) for (caption, _), pictures in rows.items()]

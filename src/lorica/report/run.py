@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from lorica.artefacts import THUMBNAILS, read_json
+from lorica.artefacts import THUMBNAIL, THUMBNAILS, read_json
 from lorica.errors import LoricaError
 
 SCHEMA = 1
@@ -152,7 +152,7 @@ def load_run(audit_folder: Path, run_folder: Path | None = None) -> ReportRun:
         quality=read_json(quality, "quality result") if quality is not None else None,
         samples=list(grids),
         captions=[f"drawn in training, {_step(grid)}" for grid in grids],
-        thumbnails={int(f.stem): f for f in sorted((audit_folder / THUMBNAILS).glob("*.png")) if f.stem.isdecimal()},
+        thumbnails=_thumbnails(audit_folder),
     )
 
 
@@ -165,6 +165,12 @@ def _name(target: dict[str, Any]) -> str | None:
         return "Base model"
     stem = Path(str(target.get("lora") or "")).stem
     return stem if stem != "pytorch_lora_weights" else None
+
+
+def _thumbnails(audit_folder: Path) -> dict[int, Path]:
+    files = sorted((audit_folder / THUMBNAILS).glob(f"{THUMBNAIL}*.png"))
+    places = [file.stem.removeprefix(THUMBNAIL) for file in files]
+    return {int(place): file for place, file in zip(places, files, strict=True) if place.isdecimal()}
 
 
 def _step(grid: Path) -> str:

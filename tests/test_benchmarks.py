@@ -1,0 +1,59 @@
+"""Benchmarks are run seldom and by hand: here at their smallest, so that they are not found broken when needed."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorica import config, demo
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def output(script: str, *arguments: str | Path) -> str:
+    command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def figures(script: str, *arguments: str | Path) -> dict[str, Any]:
+    """The JSON object that is the last line of every benchmark."""
+    found = json.loads(output(script, *arguments).splitlines()[-1])
+    assert isinstance(found, dict) and found["hardware"] and found["versions"]
+    return found
+
+
+@pytest.mark.parametrize("script", sorted(file.name for file in BENCHMARKS.glob("*.py")))
+def test_every_benchmark_says_how_it_is_run(script: str) -> None:
+    assert f"python benchmarks/{script}" in output(script, "--help")
+
+
+@pytest.mark.parametrize("file", sorted(BENCHMARKS.glob("*.yaml")), ids=lambda file: file.name)
+def test_every_setting_of_the_method_tables_is_known(file: Path, tmp_path: Path) -> None:
+    settings = config.load(demo.DemoConfig, file=file, options={"output": tmp_path})
+    assert f"lorica demo --config benchmarks/{file.name}" in file.read_text()
+    assert list(demo.plans(settings)) == list(settings.methods)
+
+
+def test_step_cost_reports_every_ratio() -> None:
+    found = figures("step_cost.py", "--batch", "1", "--rounds", "1", "--steps", "1")
+    for name in ("ratio_to_authors_independent", "ratio_to_authors_shared", "ratio_to_lora_shared"):
+        assert found[name] > 0
+
+
+def test_audit_cost_finds_one_audit_cheaper_than_many() -> None:
+    found = figures("audit_cost.py", "--people", "8", "--attacks", "mc-loss", "calibrated-loss")
+    assert found["ratios"]["all"]["unet_calls"] == 0.5  # both ask the same questions
+
+
+def test_attack_table_audits_a_run_with_its_shadows(whole: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    attacks = ("loss", "rmia")
+    found = figures("attack_table.py", run, "--shadows", "1", "--attacks", *attacks, "--batch", "8")
+    assert set(found["runs"]["run"]["auc"]) == set(attacks)
+    assert found["runs"]["run"]["shadows"] == 1
