@@ -628,7 +628,13 @@ def test_captions_may_be_missing_from_the_pictures_of_a_split_too(
 
 def judged(scores: dict[str, MembershipScores], **options: Any) -> dict[str, Any]:
     attacks: dict[str, Attack] = {name: ATTACKS["loss"]() for name in scores}
-    defaults: dict[str, Any] = {"subject": "The LoRA", "fprs": [0.01, 0.05], "level": 0.95, "objections": []}
+    defaults: dict[str, Any] = {
+        "subject": "The LoRA",
+        "shadows": 0,
+        "fprs": [0.01, 0.05],
+        "level": 0.95,
+        "objections": [],
+    }
     return judge(scores, attacks, **defaults | options)
 
 
@@ -671,6 +677,20 @@ def test_an_acquittal_says_how_much_it_cannot_rule_out() -> None:
     assert "cannot be ruled out" in few
     bounds = [float(text.split("AUC of up to ")[1].split(" ")[0]) for text in (few, many)]
     assert bounds[0] > 0.7 > 0.6 > bounds[1]
+
+
+def test_an_acquittal_says_that_no_attacker_with_shadows_was_tried_until_one_was() -> None:
+    weak = shifted(0.0, 3)
+    without = judged({"loss": weak})["text"]
+    assert "No attacker with shadow LoRAs was tried: they find leaks that others miss" in without
+    assert "shadow" not in judged({"loss": shifted(2.0, 3)})["text"]  # a leak is a leak
+    assert "shadow" not in judged({"loss": weak}, shadows=None)["text"]
+    attacks = {"loss": ATTACKS["loss"](), "rmia": ATTACKS["rmia"]()}
+    options = {"subject": "The LoRA", "fprs": [0.05], "level": 0.95, "objections": []}
+    blunt = {"loss": MembershipScores(np.arange(40), np.arange(40)), "rmia": MembershipScores([1, 2, 3], [0, 2, 3])}
+    with_shadows = judge(blunt, attacks, shadows=4, **options)["text"]
+    assert "With 4 shadow LoRAs and 16 UNet queries per picture, the strongest" in with_shadows
+    assert "No attacker" not in with_shadows
 
 
 # --- gate

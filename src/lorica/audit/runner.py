@@ -85,6 +85,7 @@ def run(config: AuditConfig) -> dict[str, Any]:
         "verdict": judge(
             scores, {name: attacks[name] for name in scores}, level=config.level, fprs=config.fprs,
             subject="The base model" if config.lora is None else "The LoRA", objections=objections,
+            shadows=None if config.lora is None else len(shadows),
         ),
         "warnings": list(dict.fromkeys([*warnings, *objections])),
         "gate": None if config.fail_if is None else Gate.parse(config.fail_if).check(scores, thresholds, config.level),

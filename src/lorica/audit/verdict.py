@@ -12,6 +12,7 @@ def judge(
     attacks: Mapping[str, Attack],
     *,
     subject: str,
+    shadows: int | None,
     fprs: Sequence[float],
     level: float,
     objections: Sequence[str],
@@ -27,6 +28,7 @@ def judge(
         scores: test scores by attack.
         attacks: the attacks, by the same names.
         subject: what was audited, for the sentence: "The LoRA".
+        shadows: how many shadow LoRAs the attacks had; None where there can be none.
         fprs: false-positive rates to look at; unreliable ones are passed over.
         level: confidence level of the verdict.
         objections: reasons not to trust the audit, from its controls.
@@ -41,8 +43,10 @@ def judge(
     leaks = any(found.values())
     it = f"{subject[:1].lower()}{subject[1:]}"
     sentences = [f"{subject} leaks its training pictures." if leaks else f"No leak was found in {it}."]
-    sentences.append(_strength(worst, scores[worst], attacks[worst], len(scores), level))
+    sentences.append(_strength(worst, scores[worst], attacks[worst], len(scores), level, shadows))
     sentences += found[worst] if leaks else [_resolution(scores, strict)]
+    if not leaks and shadows is not None and not any(attacks[name].needs_shadows for name in scores):
+        sentences.append("No attacker with shadow LoRAs was tried: they find leaks that others miss.")
     if len(scores) > 1:
         sentences.append(f"The worst of {len(scores)} attacks was taken; the verdict allows for that (Bonferroni).")
     if objections:
@@ -65,10 +69,14 @@ def _evidence(scores: MembershipScores, fprs: Sequence[float], level: float) -> 
     return []
 
 
-def _strength(name: str, scores: MembershipScores, attack: Attack, count: int, level: float) -> str:
+def _strength(
+    name: str, scores: MembershipScores, attack: Attack, count: int, level: float, shadows: int | None
+) -> str:
     low, high = scores.interval("auc", level=level)
     ranked = f"the strongest of {count} attacks, {name}," if count > 1 else f"the attack {name}"
     calls = f"{attack.queries} UNet {'query' if attack.queries == 1 else 'queries'} per picture"
+    if attack.needs_shadows:
+        calls = f"{shadows} shadow {'LoRA' if shadows == 1 else 'LoRAs'} and {calls}"
     return (
         f"With {calls}, {ranked} reaches an AUC of {scores.auc:.3f} ({100 * level:g} % interval {low:.3f} to "
         f"{high:.3f}; chance is 0.5) on {len(scores.members)} members and {len(scores.nonmembers)} non-members."
