@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from lorica.adapt import AdaptConfig
+from lorica.adapt import DEFENCES, OBJECTIVES, AdaptConfig
 from lorica.audit import ATTACKS, AuditConfig
 from lorica.cli import main
 from lorica.config import walk
@@ -133,6 +133,30 @@ def adapt_arguments(data: Path, output: Path, base: Path) -> tuple[object, ...]:
 
 def audit_arguments(lora: Path, output: Path, base: Path | str) -> tuple[object, ...]:
     return ("audit", "--base", base, "--device", "cpu", "--lora", lora, "--output", output)
+
+
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+def test_every_objective_is_trained_and_attacked_by_name(lorica, people, tiny_pipeline_folder, tmp_path, objective):
+    run = tmp_path / "run"
+    trained = lorica(*adapt_arguments(people, run, tiny_pipeline_folder), "--objective", objective)
+    assert trained.code == 0, trained.err
+    found = lorica(*audit_arguments(run, tmp_path / "audit", tiny_pipeline_folder), "--attacks", "loss")
+    assert found.code == 0, found.err
+    assert json.loads((tmp_path / "audit" / "audit.json").read_text())["target"]["objective"] == objective
+
+
+@pytest.mark.parametrize("defence", list(DEFENCES))
+def test_every_defence_is_trained_and_attacked_by_name(lorica, people, tiny_pipeline_folder, tmp_path, defence):
+    asked = ["--objective", "lora", "--defences", defence]
+    if defence == "dp-lora":
+        pytest.importorskip("opacus")
+        asked += ["--set", "defences.dp-lora.epsilon=8"]
+    run = tmp_path / "run"
+    trained = lorica(*adapt_arguments(people, run, tiny_pipeline_folder), *asked)
+    assert trained.code == 0, trained.err
+    found = lorica(*audit_arguments(run, tmp_path / "audit", tiny_pipeline_folder), "--attacks", "loss")
+    assert found.code == 0, found.err
+    assert defence in json.loads((tmp_path / "audit" / "audit.json").read_text())["target"]["defences"]
 
 
 def test_adapt_audit_generate_and_report_work_one_after_the_other(
