@@ -19,6 +19,7 @@ def test_the_demo_writes_audits_pictures_and_a_report_and_goes_on_where_it_was(t
         pictures=8,
         steps=2,
         batch_size=2,
+        shadows=2,
         device="cpu",
     )
     result = run(config)
@@ -26,6 +27,8 @@ def test_the_demo_writes_audits_pictures_and_a_report_and_goes_on_where_it_was(t
     for row in result["rows"][1:]:
         assert 0 <= row["auc"]["low"] <= row["auc"]["value"] <= row["auc"]["high"] <= 1
         assert row["kid"]["value"] is not None
+    audited = json.loads((tmp_path / "demo" / "lora" / "audit" / "audit.json").read_text())
+    assert audited["target"]["shadows"] == 2 and set(audited["attacks"]) == {*config.attacks, "lira", "rmia", "gsa"}
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "SMP-LoRA" in page
     weights = (tmp_path / "demo" / "smp-lora-strong-proxy" / "pytorch_lora_weights.safetensors").read_bytes()

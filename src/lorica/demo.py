@@ -16,15 +16,16 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from lorica import adapt, audit, generate, report
+from lorica import adapt, audit, generate, report, shadows
 from lorica.adapt import AdaptConfig
 from lorica.artefacts import prepare_output, provenance, write_json
-from lorica.audit import AuditConfig
+from lorica.audit import ATTACKS, AuditConfig
 from lorica.config import Config, load
 from lorica.data.cohort import write_cohort
 from lorica.errors import LoricaError
 from lorica.generate import GenerateConfig
 from lorica.progress import console
+from lorica.shadows import ShadowsConfig
 
 DEMO_FILE = "demo.json"
 # A proxy that learns within a few hundred steps, and a weight at which the LoRA listens to it (docs/results.md).
@@ -56,6 +57,12 @@ class DemoConfig(Config):
         ["loss", "mc-loss", "calibrated-loss", "nn-loss"],
         min_length=1,
         description="which to run against every method; all of them take longer than everything else together",
+    )
+    shadows: int = Field(
+        0,
+        ge=0,
+        description="shadow LoRAs of every method, each a training of its own, for the attacks that need them; these "
+        "attacks then run too",
     )
     pictures: int = Field(64, ge=8, description="pictures drawn with every model")
     seed: int = Field(0, ge=0, description="of everything")
@@ -108,6 +115,7 @@ def plans(config: DemoConfig) -> dict[str, tuple[AdaptConfig, AuditConfig]]:
         LoricaError: as `run`.
     """
     cache = config.output / "cache"
+    attacks = [*config.attacks, *(name for name in ATTACKS if config.shadows and ATTACKS[name].needs_shadows)]
     planned: dict[str, tuple[AdaptConfig, AuditConfig]] = {}
     folders: dict[str, str] = {}
     for label, settings in config.methods.items():
@@ -144,7 +152,7 @@ def plans(config: DemoConfig) -> dict[str, tuple[AdaptConfig, AuditConfig]]:
         attacking = AuditConfig(
             output=folder / "audit",
             lora=folder,
-            attacks=config.attacks,
+            attacks=attacks,
             seed=config.seed,
             device=config.device,
             cache=cache,
@@ -159,6 +167,8 @@ def _method(
     config: DemoConfig, label: str, training: AdaptConfig, attacking: AuditConfig, captions: list[str]
 ) -> report.ReportRun:
     adapt.run(training)
+    if config.shadows:
+        shadows.run(ShadowsConfig(run=training.output, count=config.shadows))
     found = audit.run(attacking)
     console.print(escape(found["verdict"]["text"]))
     return _report_run(label, found, training.output, _draw(config, training.output, training.output, captions))
