@@ -209,6 +209,15 @@ def test_shadows_are_trained_once_and_found_by_the_audit(lorica, finished_run, t
     assert refused.code == 2 and "learning_rate" in refused.err
 
 
+def test_an_audit_that_cannot_run_any_attack_leaves_nothing_behind(
+    lorica, finished_run, tiny_pipeline_folder, tmp_path
+):
+    arguments = audit_arguments(finished_run, tmp_path / "audit", tiny_pipeline_folder)
+    refused = lorica(*arguments, "--attacks", "lira,gsa")
+    assert refused.code == 2 and "lorica shadows" in refused.err
+    assert not (tmp_path / "audit").exists()
+
+
 def test_shadows_of_what_is_no_run_are_refused(lorica, tmp_path):
     found = lorica("shadows", tmp_path)
     assert found.code == 2 and "config.yaml" in found.err

@@ -38,12 +38,14 @@ def run(config: AuditConfig) -> dict[str, Any]:
     split = split_of(config)
     attacks = {name: config.attack(name) for name in config.attacks}
     shadows, why_none = shadows_of(config, split)
+    attacks, skipped = _possible(attacks, config, None if shadows else why_none)
     canaries, unread = canaries_of(config.lora)
     subjects, target, warnings = subjects_of(config, split)
     _refuse_other_audit(config, target)
     if shadows:
         shadows, why_none = of_this_base(shadows, target["base_fingerprint"])
-    attacks, skipped = _possible(attacks, config, None if shadows else why_none)
+        attacks, foreign = _possible(attacks, config, None if shadows else why_none)
+        skipped += foreign
     warnings = [*split.notes, *_balance(split, config), *warnings, *skipped, *unread]
     target |= {"shadows": len(shadows)}
 
@@ -97,15 +99,22 @@ def run(config: AuditConfig) -> dict[str, Any]:
 def _possible(
     attacks: Mapping[str, Attack], config: AuditConfig, no_shadows: str | None
 ) -> tuple[dict[str, Attack], list[str]]:
-    """The attacks that have what they need, and why the others have not."""
+    """The attacks that have what they need, and why the others have not.
+
+    Raises:
+        LoricaError: none has.
+    """
     lacking: dict[str | None, list[str]] = {}
     for name, attack in attacks.items():
         lacking.setdefault(_lack(attack, config, no_shadows), []).append(name)
     possible = {name: attacks[name] for name in lacking.pop(None, [])}
-    return possible, [
+    left_out = [
         f"{', '.join(names)} {'was' if len(names) == 1 else 'were'} not run: {reason}"
         for reason, names in lacking.items()
     ]
+    if not possible:
+        raise LoricaError("no attack could be run", "\n".join(left_out))
+    return possible, left_out
 
 
 def _lack(attack: Attack, config: AuditConfig, no_shadows: str | None) -> str | None:
