@@ -100,6 +100,8 @@ def run(config: DemoConfig) -> dict[str, Any]:
         output=config.output / "report.html",
     )
     _print(rows)
+    if not config.shadows:
+        console.print("No attacker had shadow LoRAs, which find more; --shadows 4 trains them for every method.")
     console.print(f"Report: {escape(str(page))}")
     return result
 
