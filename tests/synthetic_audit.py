@@ -180,7 +180,7 @@ def _measured(scores: MembershipScores, threshold: float) -> Json:
         "auc": _auc(scores),
         "asr": {"value": scores.asr(threshold), "low": low, "high": high, "threshold": threshold},
         "oracle_asr": {"value": scores.oracle_asr(), "low": oracle[0], "high": oracle[1]},
-        "tpr": {f"{fpr:g}": _rate(scores, fpr) for fpr in (0.01, 0.05)},
+        "tpr": {f"{fpr:g}": _rate(scores, fpr) for fpr in (0.001, 0.01, 0.05)},
         "auc_distance": scores.auc_distance,
         "scores": {"members": scores.members.tolist(), "nonmembers": scores.nonmembers.tolist()},
     }

@@ -321,6 +321,16 @@ def test_names_beside_the_tradeoff_never_touch_and_keep_their_order() -> None:
     assert figures.apart([0.9, 0.1], 0.04, 0.0, 1.0) == [0.9, 0.1]  # who has room stays where he is
 
 
+def test_the_page_shows_the_tpr_at_the_rates_that_were_audited(tmp_path: Path) -> None:
+    run = synthetic.run(synthetic.LORA, "LoRA")
+    for attack in run.audit["attacks"].values():
+        found = attack["tpr"].pop("0.01")
+        attack["tpr"] |= {"0.001": found, "0.2": found, "<b>": found, "nan": found}
+    page = written([run], tmp_path)
+    assert "20% FPR" in page.text and "0.1% FPR" in page.text and "1% FPR" not in page.text.replace("0.1% FPR", "")
+    assert "20% false alarms" in page.text and "nan" not in page.text.lower().split("settings")[0]
+
+
 def test_many_names_and_a_long_hostile_one_leave_room_for_the_tradeoff() -> None:
     runs = [synthetic.run(synthetic.LORA, "&" * 500)] + [synthetic.run(synthetic.LORA, f"LoRA {i}") for i in range(29)]
     points = [(run, figures.Estimate(0.4), figures.Estimate(0.9)) for run in runs]

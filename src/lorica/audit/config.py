@@ -56,7 +56,7 @@ class AuditConfig(Config):
     )
 
     level: float = Field(0.95, gt=0, lt=1, description="confidence level of all intervals and of the verdict")
-    fprs: list[float] = Field([0.01, 0.05], min_length=1, description="false-positive rates to report TPRs at")
+    fprs: list[float] = Field([0.001, 0.01, 0.05], min_length=1, description="false-positive rates to report TPRs at")
     fail_if: str | None = Field(
         None,
         description='release gate, exit code 3 when it holds for any attack: "auc>0.6" (point value, of the better '

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,7 @@ def _render(runs: list[ReportRun], title: str, command: str) -> str:
         audited=[(index, run) for index, run in enumerate(runs) if run.attacks],
         strongest=strongest,
         every=every,
+        rates=_rates(audited),
         matrix=[(name, [run.auc(name) for run in audited]) for name, _, _ in every] if len(audited) > 1 else [],
         attacks=list(dict.fromkeys(attack for run in audited for attack in run.attacks)),
         measures={
@@ -198,6 +200,17 @@ def _every_attack(runs: Sequence[ReportRun]) -> list[tuple[str, dict[str, Any], 
         ]
         found.append((name, rows[0].about, rows))
     return sorted(found, key=lambda entry: (-max(row.run.strength(entry[0]) or 0 for row in entry[2]), entry[0]))
+
+
+def _rates(audited: Sequence[ReportRun]) -> list[tuple[str, str]]:
+    """(key, percentage) of every false-positive rate at which an audit gives a TPR, by rising rate."""
+    keys = {key for run in audited for attack in run.attacks for key in run.part("attacks", attack, "tpr")}
+    rates = {}
+    for key in sorted(keys):
+        with suppress(ValueError):  # audit.json may come from anyone
+            if 0 < float(key) < 1:
+                rates[key] = float(key)
+    return [(key, f"{100 * rate:g}%") for key, rate in sorted(rates.items(), key=lambda item: item[1])]
 
 
 def _plots(runs: Sequence[ReportRun], strongest: Sequence[Row]) -> dict[str, Any]:
