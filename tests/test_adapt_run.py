@@ -20,6 +20,7 @@ from lorica.adapt.losses import validation_loss
 from lorica.adapt.monitor import Monitor, read_metrics
 from lorica.adapt.state import completed_steps
 from lorica.adapt.step import Step
+from lorica.artefacts import sole_writer
 from lorica.data.split import Split
 from lorica.diffusion import LatentDiffusion, encode
 from lorica.errors import LoricaError
@@ -284,3 +285,12 @@ def test_weights_that_an_update_spoils_are_not_written_before_the_next_loss_show
     assert all_finite(tmp_path / "run")
     assert completed_steps(tmp_path / "run" / RESUME_FILE) == 2
     assert not (tmp_path / "run" / WEIGHTS).exists()
+
+
+def test_a_folder_in_which_another_process_trains_is_left_to_it(
+    adapt: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    with sole_writer(tmp_path / "run"), pytest.raises(LoricaError, match="another process is at work"):
+        adapt()
+    assert not any((tmp_path / "run").iterdir())
+    assert adapt()["steps"] == 6  # as soon as it is free

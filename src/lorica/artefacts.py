@@ -16,6 +16,11 @@ from safetensors import SafetensorError
 import lorica
 from lorica.errors import LoricaError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 RUN_FILE, CONFIG_FILE, SPLIT_FILE = "run.json", "config.yaml", "split.json"
 """What an adapt run leaves beside its weights, and an audit looks for: its record, its settings, who was a member."""
 SHADOWS = "shadows"
@@ -135,6 +140,48 @@ def prepare_output(folder: Path, *, marker: str, resume: bool, overwrite: bool =
     with suppress(OSError):  # another process may already have put something there
         for place in absent:
             place.rmdir()
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Let one process at a time work in `folder`, which is made where it is absent.
+
+    The lock is on the folder itself: it leaves no file behind and ends with the process, however that ends. Where
+    there are no such locks (Windows, some network file systems) nothing is refused.
+
+    Raises:
+        LoricaError: another process is at work there.
+    """
+    with suppress(OSError):  # the first file that is written says it better
+        folder.mkdir(parents=True, exist_ok=True)
+    handle = _lockable(folder)
+    try:
+        if handle is not None:
+            _lock(handle, folder)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _lockable(folder: Path) -> int | None:
+    if fcntl is None:
+        return None
+    try:
+        return os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+
+
+def _lock(handle: int, folder: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise LoricaError(
+            f"another process is at work in {folder}", "Wait until it ends, or choose another --output."
+        ) from error
+    except OSError:
+        pass  # a file system without locks
 
 
 def hardware() -> dict[str, Any]:

@@ -17,7 +17,7 @@ from lorica.adapt.objectives import OBJECTIVES
 from lorica.adapt.prepare import Job, assemble, choose_canaries, choose_defences, choose_split, connect
 from lorica.adapt.state import completed_steps
 from lorica.adapt.step import DTYPES
-from lorica.artefacts import RUN_FILE, provenance, write_json
+from lorica.artefacts import RUN_FILE, provenance, sole_writer, write_json
 from lorica.diffusion import LatentDiffusion, save_lora
 from lorica.errors import LoricaError
 from lorica.progress import console
@@ -60,10 +60,11 @@ def run(config: AdaptConfig) -> dict[str, Any]:
         job.state.load(config.output / RESUME_FILE)
     if start and main:
         console.print(f"Resuming after step {start} of {config.steps}.")
-    if main:
-        begin(config, split)
-    done = _train(config, accelerator, job, start)
-    record = _finish(config, accelerator, job, done) if main else {}
+    with sole_writer(config.output) if main else nullcontext():
+        if main:
+            begin(config, split)
+        done = _train(config, accelerator, job, start)
+        record = _finish(config, accelerator, job, done) if main else {}
     accelerator.wait_for_everyone()  # when run() returns, the files are there, whichever process asks
     return record
 
