@@ -9,9 +9,10 @@ import pytest
 import yaml
 from PIL import Image
 
+import synthetic_audit as synthetic
 from lorica.adapt import DEFENCES, OBJECTIVES, AdaptConfig
 from lorica.audit import ATTACKS, AuditConfig
-from lorica.cli import main
+from lorica.cli import main, print_audit
 from lorica.config import walk
 from lorica.data.cohort import write_cohort
 from lorica.demo import DemoConfig
@@ -176,6 +177,14 @@ def test_adapt_audit_generate_and_report_work_one_after_the_other(
     assert drawn.code == 0 and (tmp_path / "drawn" / "pictures" / "000000.png").exists()
     compared = lorica("report", audit, audit, "--output", tmp_path / "compare.html")
     assert compared.code == 0 and (tmp_path / "compare.html").exists()
+
+
+def test_the_table_of_attacks_fits_a_terminal_of_80_columns(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    print_audit(synthetic.audit(synthetic.LORA))
+    lines = capsys.readouterr().err.splitlines()
+    row = next(line for line in lines if line.strip().startswith("calibrated-loss"))
+    assert "[" in row and "]" in row and len(row.split()) == 9  # name, AUC and its interval, ASR, oracle, three TPRs
 
 
 def test_shadows_are_trained_once_and_found_by_the_audit(lorica, finished_run, tiny_pipeline_folder, tmp_path):

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -216,13 +217,10 @@ def print_audit(audit: dict[str, Any]) -> None:
     if audit.get("canaries"):
         console.print(escape(audit["canaries"]["text"]))
     first = next(iter(audit["attacks"].values()))
-    table = Table(
-        "attack",
-        f"AUC [{100 * first['auc']['level']:g} %]".replace("[", "\\["),
-        "ASR",
-        "oracle",
-        *(f"TPR@{100 * float(fpr):g}%" for fpr in first["tpr"]),
-    )
+    table = Table("attack", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)  # which fits 80 columns
+    rates = [f"TPR@{100 * float(fpr):g}%" for fpr in first["tpr"]]
+    for column in (f"AUC \\[{100 * first['auc']['level']:g} %]", "ASR", "oracle", *rates):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, found in sorted(audit["attacks"].items(), key=lambda item: -abs(item[1]["auc"]["value"] - 0.5)):
         auc = found["auc"]
         rates = [f"{t['value']:.3f}{'' if t['reliable'] else '*'}" for t in found["tpr"].values()]
