@@ -291,6 +291,6 @@ def test_a_folder_in_which_another_process_trains_is_left_to_it(
     adapt: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     with sole_writer(tmp_path / "run"), pytest.raises(LoricaError, match="another process is at work"):
-        adapt()
+        adapt(data=tmp_path / "not even looked at")
     assert not any((tmp_path / "run").iterdir())
     assert adapt()["steps"] == 6  # as soon as it is free

@@ -43,7 +43,8 @@ def test_the_demo_writes_audits_pictures_and_a_report_and_goes_on_where_it_was(t
     [
         ({"methods": {"fine": {}, "typo": {"objective": "smp-lra"}}}, "method 'typo': `objective` = 'smp-lra'"),
         ({"methods": {"fine": {}, "typo": {"stesp": 3}}}, "method 'typo': unknown key `stesp`"),
-        ({"methods": {"LoRA!": {}, "lora": {}}}, "'LoRA!' and 'lora' would share the folder lora"),
+        ({"methods": {"LoRA!": {}, "lora": {}}}, "method 'lora' would share the folder lora with 'LoRA!'"),
+        ({"methods": {"Base": {}}}, "method 'Base' would share the folder base"),
         ({"methods": {"???": {}}}, "'???'"),
         ({"attacks": ["loss", "lost"]}, "unknown attack 'lost'"),
     ],

@@ -181,7 +181,7 @@ def _lock(handle: int, folder: Path) -> None:
             f"another process is at work in {folder}", "Wait until it ends, or choose another --output."
         ) from error
     except OSError:
-        pass  # a file system without locks
+        return  # a file system without locks
 
 
 def hardware() -> dict[str, Any]:

@@ -101,7 +101,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
     )
     _print(rows)
     if not config.shadows:
-        console.print("No attacker had shadow LoRAs, which find more; --shadows 4 trains them for every method.")
+        console.print("No attacker had shadow LoRAs, which may find more; --shadows 4 trains them for every method.")
     console.print(f"Report: {escape(str(page))}")
     return result
 
@@ -119,13 +119,15 @@ def plans(config: DemoConfig) -> dict[str, tuple[AdaptConfig, AuditConfig]]:
     cache = config.output / "cache"
     attacks = [*config.attacks, *(name for name in ATTACKS if config.shadows and ATTACKS[name].needs_shadows)]
     planned: dict[str, tuple[AdaptConfig, AuditConfig]] = {}
-    folders: dict[str, str] = {}
+    folders = dict.fromkeys(("base", "cache", "people"), "the demo's own")
     for label, settings in config.methods.items():
         name = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
         if not name:
             raise LoricaError(f"method {label!r} has no letter or digit to name its folder by", "Name it otherwise.")
         if name in folders:
-            raise LoricaError(f"methods {folders[name]!r} and {label!r} would share the folder {name}", "Rename one.")
+            raise LoricaError(
+                f"method {label!r} would share the folder {name} with {folders[name]!r}", "Name it otherwise."
+            )
         folders[name] = label
         folder = config.output / name
         defaults = {

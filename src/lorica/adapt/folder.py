@@ -9,7 +9,16 @@ from lorica.adapt.config import AdaptConfig
 from lorica.adapt.defences import DEFENCES
 from lorica.adapt.monitor import METRICS_FILE
 from lorica.adapt.state import completed_steps
-from lorica.artefacts import CONFIG_FILE, RUN_FILE, SHADOWS, SPLIT_FILE, prepare_output, read_json, write_text
+from lorica.artefacts import (
+    CONFIG_FILE,
+    RUN_FILE,
+    SHADOWS,
+    SPLIT_FILE,
+    prepare_output,
+    read_json,
+    sole_writer,
+    write_text,
+)
 from lorica.config import load, walk
 from lorica.data.canaries import FOLDER as CANARIES
 from lorica.data.canaries import folder_of
@@ -31,11 +40,14 @@ def check_output(config: AdaptConfig) -> None:
     """Prove that a run may start in its output folder; changes nothing there.
 
     Raises:
-        LoricaError: the folder holds a run and neither --resume nor --overwrite is given, cannot be written, or holds
-            a run of another configuration than the one to resume.
+        LoricaError: the folder holds a run and neither --resume nor --overwrite is given, cannot be written, holds a
+            run of another configuration than the one to resume, or another process is at work in it.
     """
     _refuse_both(config)
     prepare_output(config.output, marker=CONFIG_FILE, resume=config.resume, overwrite=config.overwrite)
+    if config.output.is_dir():
+        with sole_writer(config.output):  # asked again when training begins; here so that nobody waits to hear no
+            pass
     file = config.output / CONFIG_FILE
     if not (config.resume and file.exists()):
         return
