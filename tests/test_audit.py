@@ -66,9 +66,10 @@ class Models:
     """Stands in for `LatentDiffusion.load`; remembers the model it gave."""
 
     def __init__(self, members: torch.Tensor | None, captions: Sequence[str] = ()) -> None:
-        self.members, self.captions, self.given = members, captions, AnalyticModel()
+        self.members, self.captions, self.given, self.loads = members, captions, AnalyticModel(), 0
 
     def __call__(self, base: str, *, device: str | None = None, config: str | None = None) -> AnalyticModel:
+        self.loads += 1
         self.given = AnalyticModel(self.members, self.captions)
         self.given.adapted = False
         return self.given
@@ -241,10 +242,10 @@ def test_features_of_shadows_say_who_was_a_member_of_which(
     memorised: Models, config: AuditConfig, shadows: Path
 ) -> None:
     split = split_of(config)
-    subjects, _, _ = subjects_of(config, split)
+    models, _, _ = subjects_of(config, split)
     config = changed(config, shadows=shadows)
     attack = ATTACKS["lira"]()
-    features = runner._extract(config, {"lira": attack}, subjects, shadows_of(config, split)[0])["target", "lira"]
+    features = runner._extract(config, {"lira": attack}, models, shadows_of(config, split)[0])["target", "lira"]
     assert features["shadow_losses"].shape == (2 * COUNT, 4, 16)
     assert (features["shadow_in"].sum(axis=1) == 2).all()
     inside = features["shadow_losses"][features["shadow_in"]].mean()
@@ -284,8 +285,8 @@ def test_the_asr_threshold_does_not_come_from_the_test_pictures(memorised: Model
             return {g: s + 100 * g.startswith("aux") for g, s in scores.items()}
 
     attack = Shifted()
-    subjects, _, _ = subjects_of(config, split := split_of(config))
-    features = runner._extract(config, {"loss": attack}, subjects)
+    models, _, _ = subjects_of(config, split := split_of(config))
+    features = runner._extract(config, {"loss": attack}, models)
     result = runner._result(attack, *runner._score(attack, features["target", "loss"], split, config), config)
     assert result["asr"]["value"] == 0.5
     assert result["oracle_asr"]["value"] > 0.9
@@ -295,15 +296,44 @@ def test_the_asr_threshold_does_not_come_from_the_test_pictures(memorised: Model
 
 
 def calls(models: Models) -> int:
-    return sum(models.given.calls)
+    """Pictures that the model was asked about since it was loaded, or since this was last looked at."""
+    count = sum(models.given.calls)
+    models.given.calls.clear()
+    return count
 
 
-def test_a_second_audit_asks_the_model_nothing(memorised: Models, config: AuditConfig) -> None:
+def test_an_audit_whose_features_are_there_never_loads_the_model(
+    memorised: Models, config: AuditConfig, shadows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = changed(config, shadows=shadows)
     first = run(config)
     assert calls(memorised) > 0
-    second = run(config)
-    assert calls(memorised) == 0
-    assert first["attacks"] == second["attacks"] and first["controls"] == second["controls"]
+    with monkeypatch.context() as patch:
+        patch.setattr(LatentDiffusion, "load", lambda *args, **kwargs: pytest.fail("the model was loaded"))
+        second = run(config)
+    assert {**first, "provenance": None} == {**second, "provenance": None}
+
+
+def test_a_base_model_whose_files_changed_is_looked_at_again(
+    memorised: Models, config: AuditConfig, tmp_path: Path
+) -> None:
+    """Names, sizes and times stand for the files; an audit of the changed model is another audit."""
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "weights").write_bytes(b"some")
+    config = changed(config, base=str(base), attacks=["loss"])
+    run(config)
+    assert calls(memorised) > 0
+    for change in (lambda: (base / "weights").write_bytes(b"others"), lambda: (base / "more").touch()):
+        memorised.loads = 0
+        change()
+        run(config)
+        assert memorised.loads == 1
+    memorised.loads = 0
+    for damaged in config.output.glob("features/model-*.json"):
+        damaged.write_text("{")
+    run(config)
+    assert memorised.loads == 1
 
 
 def test_an_audit_asks_each_question_once_although_two_attacks_need_the_answer(
@@ -371,6 +401,7 @@ def test_features_of_another_seed_lora_or_caption_are_not_reused(
 def test_options_of_the_scoring_alone_ask_nothing_again(memorised: Models, config: AuditConfig) -> None:
     config = changed(config, attacks=["nn-loss", "calibrated-loss"])
     run(changed(config, settings={"nn-loss": {"epochs": 2}}))
+    assert calls(memorised) > 0
     run(changed(config, settings={"nn-loss": {"epochs": 1}, "calibrated-loss": {"form": "difference"}}))
     assert calls(memorised) == 0
 

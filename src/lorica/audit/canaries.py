@@ -9,10 +9,10 @@ from lorica.artefacts import CONFIG_FILE
 from lorica.audit.attacks import CalibratedLossAttack
 from lorica.audit.config import AuditConfig
 from lorica.audit.epsilon import one_run_audit
-from lorica.audit.extract import BASE, Subject, as_seen_by_lora, extract
+from lorica.audit.extract import extract
+from lorica.audit.subjects import Models
 from lorica.audit.target import find_run
 from lorica.data.canaries import Canaries, load_canaries
-from lorica.diffusion import encode
 from lorica.errors import LoricaError
 
 LEVEL = 0.95
@@ -39,7 +39,7 @@ def canaries_of(lora: Path | None) -> tuple[Canaries | None, list[str]]:
         return None, ["the canaries of this run are missing or damaged: nothing is said of epsilon"]
 
 
-def canary_bound(config: AuditConfig, canaries: Canaries, target: Subject, claimed: dict[str, Any]) -> dict[str, Any]:
+def canary_bound(config: AuditConfig, canaries: Canaries, models: Models, claimed: dict[str, Any]) -> dict[str, Any]:
     """The entry "canaries" of audit.json.
 
     The score of a canary is `calibrated-loss`, chosen beforehand; its coin is known to nobody but the run.
@@ -47,15 +47,12 @@ def canary_bound(config: AuditConfig, canaries: Canaries, target: Subject, claim
     Args:
         config: of the audit.
         canaries: pictures and coins.
-        target: the LoRA under audit; its pictures are not looked at.
+        models: the base model and the LoRA under audit; their pictures are not looked at.
         claimed: "claimed_epsilon" and "claimed_delta", where the run was trained for differential privacy.
     """
-    attack, pictures, model = CalibratedLossAttack(), canaries.pictures, target.model
-    encoded = encode(model, pictures, config.cache or config.output / "cache")
-    base = Subject(model, BASE, encoded, pictures, model.base_only, "the base model, about canaries")
-    lora = Subject(
-        model, target.state, as_seen_by_lora(model, encoded, pictures), pictures, name="the LoRA, about canaries"
-    )
+    attack, pictures = CalibratedLossAttack(), canaries.pictures
+    base = models.base(pictures, "the base model, about canaries")
+    lora = models.lora(pictures, "the LoRA, about canaries")
     folder = (config.cache or config.output) / "features"
     on_lora, on_base = (
         extract({"it": attack}, subject, folder=folder, seed=config.seed, batch_size=config.batch_size)["it"]

@@ -9,7 +9,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,24 +36,27 @@ def row_key(picture: Picture) -> str:
     return hashlib.sha256(f"{picture.sha256}\x1f{picture.caption}".encode()).hexdigest()
 
 
+Opened = tuple["LatentDiffusion", Encoded]
+"""A model in some state, and the pictures as that state sees them."""
+
+
 @dataclass(frozen=True)
 class Subject:
-    """A model in one state, the base alone or with the LoRA on, and the pictures as that state sees them.
+    """A model in one state, the base alone or with a LoRA on, and the pictures that it is asked about.
 
     Attributes:
-        model: the model.
+        fingerprint: of the base model.
         state: `BASE`, or the LoRA file's SHA-256.
-        encoded: the pictures; a LoRA on the text encoder changes how captions are encoded.
-        pictures: the same ones, as files.
-        entered: context in which the model is in this state.
+        pictures: as files.
+        enter: given the pictures, a context in which the model is in this state, that yields `Opened`: a LoRA on the
+            text encoder changes how captions are encoded. Not called where every answer is known.
         name: for the progress bar.
     """
 
-    model: "LatentDiffusion"
+    fingerprint: str
     state: str
-    encoded: Encoded
     pictures: tuple[Picture, ...]
-    entered: Callable[[], AbstractContextManager[Any]] = nullcontext
+    enter: Callable[[Sequence[Picture]], AbstractContextManager[Opened]]
     name: str = "the LoRA"
 
     @cached_property
@@ -61,16 +64,13 @@ class Subject:
         """`row_key` of each picture."""
         return tuple(map(row_key, self.pictures))
 
-    def sitting(self, rows: Sequence[int], seed: int) -> Sitting:
-        """Some of the pictures before the model."""
-        chosen = [self.pictures[row] for row in rows]
-        return Sitting(
-            self.model,
-            self.encoded.take(rows),
-            seed,
-            lambda: pixels(chosen, self.model.resolution),
-            tuple(picture.caption for picture in chosen),
-        )
+
+def _sitting(opened: Opened, pictures: Sequence[Picture], rows: Sequence[int], seed: int) -> Sitting:
+    """Some of the pictures before the model."""
+    model, encoded = opened
+    chosen = [pictures[row] for row in rows]
+    captions = tuple(picture.caption for picture in chosen)
+    return Sitting(model, encoded.take(rows), seed, lambda: pixels(chosen, model.resolution), captions)
 
 
 @torch.inference_mode()
@@ -111,12 +111,12 @@ def extract(
         wanting.setdefault(tuple(n for n in different.values() if key not in stores[n].rows), []).append(key)
     wanting.pop((), None)
     if wanting:
-        with subject.entered(), bar() as progress:
+        with subject.enter(subject.pictures) as opened, bar() as progress:
             task = progress.add_task(f"questions to {subject.name}", total=sum(map(len, wanting.values())))
             for names, keys in wanting.items():
                 for start in range(0, len(keys), batch_size):
                     chunk = keys[start : start + batch_size]
-                    sitting = subject.sitting([place[key] for key in chunk], seed)
+                    sitting = _sitting(opened, subject.pictures, [place[key] for key in chunk], seed)
                     for name, features in answer(sitting, {n: attacks[n].ask(sitting) for n in names}).items():
                         stores[name].add(chunk, features)
                     progress.update(task, advance=len(chunk))
@@ -136,7 +136,7 @@ class _Store:
     @classmethod
     def of(cls, attack: Attack, subject: Subject, folder: Path, seed: int) -> "_Store":
         identity = {
-            "base": subject.model.fingerprint,
+            "base": subject.fingerprint,
             "state": subject.state,
             "measurement": attack.measurement,
             "seed": seed,

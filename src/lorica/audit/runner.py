@@ -11,11 +11,11 @@ from lorica.audit.collection import Halves, collection_test
 from lorica.audit.config import AuditConfig
 from lorica.audit.controls import METHOD, blind_scores, control, estimate
 from lorica.audit.exposure import most_exposed, write_thumbnails
-from lorica.audit.extract import BASE, Subject, extract
+from lorica.audit.extract import BASE, extract
 from lorica.audit.gate import Gate
 from lorica.audit.score import MembershipScores
 from lorica.audit.shadows import of_this_base, shadow_features, shadows_of
-from lorica.audit.subjects import split_of, subjects_of
+from lorica.audit.subjects import Models, split_of, subjects_of
 from lorica.audit.verdict import judge
 from lorica.data import GROUPS, Split
 from lorica.errors import LoricaError
@@ -40,7 +40,7 @@ def run(config: AuditConfig) -> dict[str, Any]:
     shadows, why_none = shadows_of(config, split)
     attacks, skipped = _possible(attacks, config, None if shadows else why_none)
     canaries, unread = canaries_of(config.lora)
-    subjects, target, warnings = subjects_of(config, split)
+    models, target, warnings = subjects_of(config, split)
     _refuse_other_audit(config, target)
     if shadows:
         shadows, why_none = of_this_base(shadows, target["base_fingerprint"])
@@ -49,7 +49,7 @@ def run(config: AuditConfig) -> dict[str, Any]:
     warnings = [*split.notes, *_balance(split, config), *warnings, *skipped, *unread]
     target |= {"shadows": len(shadows)}
 
-    features = _extract(config, attacks, subjects, shadows)
+    features = _extract(config, attacks, models, shadows)
     results: dict[str, dict[str, Any]] = {}
     scores: dict[str, MembershipScores] = {}
     on_base: dict[str, MembershipScores] = {}
@@ -82,7 +82,7 @@ def run(config: AuditConfig) -> dict[str, Any]:
         "attacks": results,
         "exposed": exposed,
         "collection": _collection(attacks, halves, config.seed, fair=not objections),
-        "canaries": canaries and canary_bound(config, canaries, subjects["target"], target),
+        "canaries": canaries and canary_bound(config, canaries, models, target),
         "controls": {"base": base_control, "blind": blind},
         "verdict": judge(
             scores, {name: attacks[name] for name in scores}, level=config.level, fprs=config.fprs,
@@ -143,18 +143,19 @@ def _refuse_other_audit(config: AuditConfig, target: Mapping[str, Any]) -> None:
 
 # ----- features -----------------------------------------------------------------------------------------------------
 def _extract(
-    config: AuditConfig, attacks: Mapping[str, Attack], subjects: Mapping[str, Subject], shadows: Sequence[Shadow] = ()
+    config: AuditConfig, attacks: Mapping[str, Attack], models: Models, shadows: Sequence[Shadow] = ()
 ) -> dict[tuple[str, str], Features]:
     """Features by (subject, attack). The base model is asked for the negative control, or for comparison."""
     folder = (config.cache or config.output) / "features"
     features: dict[tuple[str, str], Features] = {}
+    base = models.base()
+    subjects = {"target": base} if config.lora is None else {"target": models.lora(), "base": base}
     for who, subject in subjects.items():
         asked = {name: a for name, a in attacks.items() if not (a.needs_lora and subject.state == BASE)}
         answers = extract(asked, subject, folder=folder, seed=config.seed, batch_size=config.batch_size)
         features |= {(who, name): found for name, found in answers.items()}
-    bare = subjects.get("base", subjects["target"])
     needy = {name: attack for name, attack in attacks.items() if attack.needs_shadows}
-    for name, found in shadow_features(config, needy, bare, shadows, folder).items():
+    for name, found in shadow_features(config, needy, models, shadows, folder).items():
         for who in subjects:
             if (who, name) in features:
                 features[who, name] |= found

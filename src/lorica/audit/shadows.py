@@ -1,8 +1,6 @@
 """Shadow LoRAs in an audit: found beside the run, asked what the audited LoRA is asked, stacked for `score`."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,8 @@ import numpy as np
 from lorica.artefacts import SHADOWS
 from lorica.audit.attacks.base import Attack, Features
 from lorica.audit.config import AuditConfig
-from lorica.audit.extract import Subject, as_seen_by_lora, extract
+from lorica.audit.extract import extract
+from lorica.audit.subjects import Models
 from lorica.audit.target import find_run
 from lorica.data import Split
 from lorica.errors import LoricaError
@@ -49,31 +48,24 @@ def of_this_base(shadows: Sequence[Shadow], fingerprint: str) -> tuple[list[Shad
 
 
 def shadow_features(
-    config: AuditConfig, attacks: Mapping[str, Attack], subject: Subject, shadows: Sequence[Shadow], folder: Path
+    config: AuditConfig, attacks: Mapping[str, Attack], models: Models, shadows: Sequence[Shadow], folder: Path
 ) -> dict[str, Features]:
     """What attacks learn from the shadows, by attack: `shadow_<name>` (N, S, ...) and `shadow_in` (N, S) bool.
 
     Args:
         config: of the audit.
         attacks: those that need shadows.
-        subject: the base model; captions encoded without a LoRA.
+        models: the base model.
         shadows: S of them, of this base model.
         folder: of the features.
     """
     answers: dict[str, list[Features]] = {name: [] for name in attacks}
     for shadow in shadows if attacks else []:
-        with subject.model.wearing(shadow.lora) as file:
-            dressed = replace(
-                subject,
-                state=file["sha256"],
-                encoded=as_seen_by_lora(subject.model, subject.encoded, subject.pictures),
-                entered=nullcontext,
-                name=f"shadow {shadow.name}",
-            )
-            found = extract(attacks, dressed, folder=folder, seed=config.seed, batch_size=config.batch_size)
+        subject = models.shadow(shadow)
+        found = extract(attacks, subject, folder=folder, seed=config.seed, batch_size=config.batch_size)
         for name in attacks:
             answers[name].append(found[name])
-    inside = np.array([[p.sha256 in shadow.members for shadow in shadows] for p in subject.pictures])
+    inside = np.array([[p.sha256 in shadow.members for shadow in shadows] for p in models.pictures])
     return {name: _stacked(each) | {"shadow_in": inside} for name, each in answers.items()}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextModel
 from transformers import logging as transformers_logging
@@ -32,6 +33,34 @@ def model_name(base: str) -> str:
     if base == BUILTIN or not path.exists():
         return base
     return path.stem if path.is_file() else path.resolve().name
+
+
+def stored_files(base: str, config: str | None = None) -> str | None:
+    """How the files of a base model look: names, sizes, times. Changes whenever one of them does.
+
+    Args:
+        base: as `load_pipeline`; of a hub id, what was downloaded.
+        config: likewise.
+
+    Returns:
+        A text for comparison; None where not all is stored here, so that nothing can be said without loading.
+    """
+    path = BUILTIN_FOLDER if base == BUILTIN else Path(base)
+    if path.is_file():
+        described = config or (str(path.parent) if (path.parent / INDEX).is_file() else None)
+        folder = stored_files(described) if described is not None else None
+        return None if folder is None else repr([_look(path, path.parent), folder])
+    if not path.is_dir():
+        try:
+            path = Path(snapshot_download(base, local_files_only=True))
+        except (OSError, ValueError):  # never downloaded, or not a name: loading says it better
+            return None
+    return repr(sorted(_look(file, path) for file in path.rglob("*") if file.is_file()))
+
+
+def _look(file: Path, folder: Path) -> tuple[str, int, int]:
+    stat = file.stat()
+    return str(file.relative_to(folder)), stat.st_size, stat.st_mtime_ns
 
 
 def load_pipeline(base: str, config: str | None = None) -> Any:

@@ -77,7 +77,7 @@ def load_lora(pipeline: Any, path: Path) -> dict[str, Any]:
     parts = lora_parts(pipeline)
     if any(adapted_layers(module) for module in parts.values()):
         raise ValueError("the model holds a LoRA already: load the base model afresh")
-    file = path / PEFT_FILE if path.is_dir() else path
+    file = _file(path)
     tensors, header = _read(file)
     try:
         adapters = _adapter_configuration(header)
@@ -95,22 +95,35 @@ def load_lora(pipeline: Any, path: Path) -> dict[str, Any]:
     for part, updates in fitted.items():
         _place(parts[part], updates)
     updates = fitted.get("unet") or fitted["text_encoder"]
-    with file.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
     return {
         "rank": max(update.rank for update in updates.values()),
         "alpha": max(update.alpha for update in updates.values()),
-        "sha256": digest,
+        "sha256": lora_digest(path),
         "file": file.name,
         "base": header.get("lorica_base"),
         "tensors": len(tensors),
     }
 
 
-def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header."""
+def lora_digest(path: Path) -> str:
+    """SHA-256 of a LoRA's file, hexadecimal; `path` and errors as `load_lora`."""
+    file = _file(path)
+    try:
+        with file.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise LoricaError(f"LoRA {file.name} cannot be read: {error.strerror}", "Check its permissions.") from error
+
+
+def _file(path: Path) -> Path:
+    file = path / PEFT_FILE if path.is_dir() else path
     if not file.is_file():
         raise LoricaError(f"LoRA not found: {file}", f"Give a .safetensors file or a folder with {PEFT_FILE}.")
+    return file
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header."""
     if file.suffix != ".safetensors":
         raise LoricaError(f"LoRA {file.name} is not a .safetensors file", "Pickles can run code: convert it first.")
     try:
