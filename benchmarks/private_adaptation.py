@@ -27,12 +27,12 @@ from PIL import Image
 
 from lorica import adapt, audit, generate, report
 from lorica.adapt import AdaptConfig
-from lorica.adapt.monitor import read_metrics
 from lorica.artefacts import hardware, versions, write_json, write_text, write_with
 from lorica.audit import AuditConfig
 from lorica.config import load
 from lorica.demo import STRONG_PROXY
 from lorica.generate import GenerateConfig
+from lorica.monitor import read_metrics
 
 COUNTS = "200,233,200,200"
 ATTACKS = ["loss", "mc-loss", "calibrated-loss", "nn-loss"]

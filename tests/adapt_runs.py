@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from lorica.adapt.monitor import read_metrics
 from lorica.adapt.step import Step
+from lorica.monitor import read_metrics
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 

@@ -17,13 +17,13 @@ from adapt_runs import WEIGHTS, all_finite, contents, numbers, spoil, weights
 from lorica.adapt import OBJECTIVES, AdaptConfig, Diverged
 from lorica.adapt.folder import RESUME_FILE
 from lorica.adapt.losses import validation_loss
-from lorica.adapt.monitor import Monitor, read_metrics
 from lorica.adapt.state import completed_steps
 from lorica.adapt.step import Step
 from lorica.artefacts import sole_writer
 from lorica.data.split import Split
 from lorica.diffusion import LatentDiffusion, encode
 from lorica.errors import LoricaError
+from lorica.monitor import Monitor, read_metrics
 
 Adapt = Callable[..., dict[str, Any]]
 
@@ -233,8 +233,8 @@ def test_logs_that_cannot_be_written_stop_the_run_with_the_reason(
     with monkeypatch.context() as patch:
         original = Monitor.__init__
 
-        def on_a_full_disk(self: Monitor, *args: Any) -> None:
-            original(self, *args)
+        def on_a_full_disk(self: Monitor, *args: Any, **options: Any) -> None:
+            original(self, *args, **options)
             self._file.close()
             self._file = Path("/dev/full").open("w")  # noqa: SIM115
 

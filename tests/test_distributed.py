@@ -13,9 +13,9 @@ from torch import Tensor
 
 from lorica.adapt import AdaptConfig, run
 from lorica.adapt.folder import RESUME_FILE
-from lorica.adapt.monitor import read_metrics
 from lorica.adapt.state import completed_steps
 from lorica.errors import LoricaError
+from lorica.monitor import read_metrics
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 MEMBERS = 12  # half of the people

@@ -2,27 +2,17 @@
 
 import pytest
 
-from lorica import adapt, audit
+from lorica import adapt, audit, shadows
 from lorica.adapt import AdaptConfig
 from lorica.audit import ATTACKS, AuditConfig
 from lorica.data.cohort import write_cohort
+from lorica.shadows import ShadowsConfig
 
-LEARNED_BY_HEART = 0.9
-FLOORS = {  # below which an attack has lost its sting; on 8 members and 8 non-members an AUC is coarse
-    "loss": LEARNED_BY_HEART,
-    "mc-loss": LEARNED_BY_HEART,
-    "calibrated-loss": LEARNED_BY_HEART,
-    "clid": LEARNED_BY_HEART,
-    "nn-loss": LEARNED_BY_HEART,
-    "adaptive-nn": LEARNED_BY_HEART,
-    "sima": 0.8,
-    "pia": 0.7,
-    "secmi": 0.7,
-    "pfami": 0.8,
-    "clid-vec": 0.8,
-}
-# Weak on so few pictures: reconstruction was at 0.36. Their controls are those of the exact model and of the demo.
-ELSEWHERE = {"pian", "reconstruction"}
+FLOOR = 0.9
+"""AUC below which an attack has lost its sting; on 8 members and 8 non-members it is coarse."""
+# Guidance exaggerates what a LoRA has learned. One that knows its pictures by heart then draws them garish: with the
+# default guidance of 3, which finds most on LoRAs of ordinary length, this attack is at chance here.
+SETTINGS = {"reconstruction": {"guidance": 1.0, "steps": 10}}
 
 
 @pytest.fixture(scope="module")
@@ -43,15 +33,20 @@ def aucs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
             device="cpu",
         )
     )
+    shadows.run(ShadowsConfig(run=folder / "run", count=2))
     found = audit.run(
-        AuditConfig(output=folder / "audit", lora=folder / "run", attacks=list(FLOORS), batch_size=32, device="cpu")
+        AuditConfig(
+            output=folder / "audit",
+            lora=folder / "run",
+            attacks=list(ATTACKS),
+            settings=SETTINGS,
+            batch_size=32,
+            device="cpu",
+        )
     )
     return {name: result["auc"]["value"] for name, result in found["attacks"].items()}
 
 
-def test_every_attack_without_shadows_has_a_floor() -> None:
-    assert set(FLOORS) | ELSEWHERE == {name for name in ATTACKS if not ATTACKS[name].needs_shadows}
-
-
-def test_attacks_find_what_a_lora_learned_by_heart(aucs: dict[str, float]) -> None:
-    assert {name: auc for name, auc in aucs.items() if auc < FLOORS[name]} == {}
+def test_every_attack_finds_what_a_lora_learned_by_heart(aucs: dict[str, float]) -> None:
+    assert set(aucs) == set(ATTACKS)
+    assert {name: auc for name, auc in aucs.items() if auc < FLOOR} == {}

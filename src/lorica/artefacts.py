@@ -29,7 +29,10 @@ SHADOWS = "shadows"
 THUMBNAILS, THUMBNAIL = "exposed", "member_"
 """Folder in an audit's output with small copies of exposed members, and what their names begin with."""
 
-_STAMPED = ("torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "torchmetrics")
+_STAMPED = (
+    "torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "torchmetrics", "timm", "torchvision",
+    "pyautoattack",
+)  # fmt: skip
 
 
 @contextmanager
@@ -210,7 +213,10 @@ def _processor() -> str:
 def versions() -> dict[str, str]:
     """Of Lorica, Python and the libraries that numbers depend on."""
     found = {"lorica": lorica.__version__, "python": platform.python_version()}
-    return found | {name: importlib.metadata.version(name) for name in _STAMPED}
+    for name in _STAMPED:
+        with suppress(importlib.metadata.PackageNotFoundError):  # some come with extras
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def provenance(config: dict[str, Any], seed: int) -> dict[str, Any]:

@@ -89,6 +89,22 @@ def load(
         raise LoricaError(_explain(cls, error), "`--help` and `--print-config` show every key.") from error
 
 
+def differences(before: C, now: C, *, ignore: Collection[str]) -> list[str]:
+    """The keys in which two configurations of a class differ, with both values: ["lora.rank (was 4, now 8)"]."""
+    return [
+        f"{key} (was {_leaf(before, key)}, now {_leaf(now, key)})"
+        for key, _ in walk(type(now))
+        if key not in ignore and _leaf(before, key) != _leaf(now, key)
+    ]
+
+
+def _leaf(config: Config, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
 # PyYAML raises ValueError for text that is almost a date, and knows no depth limit but Python's own.
 _UNREADABLE = (OSError, ValueError, RecursionError, yaml.YAMLError)
 

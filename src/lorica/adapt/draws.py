@@ -5,7 +5,6 @@ pool itself: a training draw cannot leave D_tr. And as the stream does not know 
 with a batch of 2n, two processes with n each and two accumulated batches of n see the same samples in a step.
 """
 
-import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -13,10 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
-def stable_seed(*parts: int | str) -> int:
-    """A 63-bit seed from a sequence of numbers and names, the same on every platform."""
-    return int.from_bytes(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:8], "little") >> 1
+from lorica.seeds import stable_seed
 
 
 def places(count: int, index: int, rank: int = 0, world: int = 1) -> range:

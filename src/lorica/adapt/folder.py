@@ -1,13 +1,11 @@
 """The output folder of a run: what lies where, whether a run may start there, and what a resumed run may change."""
 
 import shutil
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from lorica.adapt.config import AdaptConfig
 from lorica.adapt.defences import DEFENCES
-from lorica.adapt.monitor import METRICS_FILE
 from lorica.adapt.state import completed_steps
 from lorica.artefacts import (
     CONFIG_FILE,
@@ -19,12 +17,13 @@ from lorica.artefacts import (
     sole_writer,
     write_text,
 )
-from lorica.config import load, walk
+from lorica.config import differences, load
 from lorica.data.canaries import FOLDER as CANARIES
 from lorica.data.canaries import folder_of
 from lorica.data.split import Split
 from lorica.diffusion.lora import KOHYA_FILE, PEFT_FILE
 from lorica.errors import LoricaError
+from lorica.monitor import METRICS_FILE
 
 RESUME_FILE = Path("checkpoints") / "resume.safetensors"
 # What a resumed run may change: how it is watched and how long it is; and where its inputs lie, as those are
@@ -52,7 +51,7 @@ def check_output(config: AdaptConfig) -> None:
     if not (config.resume and file.exists()):
         return
     free = FREE_ON_RESUME.difference(*(DEFENCES[name].settles for name in config.defences))
-    if changed := changes(load(AdaptConfig, file=file), config, ignore=free):
+    if changed := differences(load(AdaptConfig, file=file), config, ignore=free):
         raise LoricaError(
             f"--resume with another configuration than the run in {config.output}: {', '.join(changed)}",
             f"Take the values of {file} (--config {file}), or start a new run elsewhere.",
@@ -63,15 +62,6 @@ def check_output(config: AdaptConfig) -> None:
             f"the run in {config.output} has already taken {done} steps, more than --steps {config.steps}",
             "Give at least as many steps; checkpoints/ may hold the weights after fewer.",
         )
-
-
-def changes(before: AdaptConfig, now: AdaptConfig, *, ignore: Collection[str] = FREE_ON_RESUME) -> list[str]:
-    """The keys in which two configurations differ, with both values: ["lora.rank (was 4, now 8)"]."""
-    return [
-        f"{key} (was {_leaf(before, key)}, now {_leaf(now, key)})"
-        for key, _ in walk(AdaptConfig)
-        if key not in ignore and _leaf(before, key) != _leaf(now, key)
-    ]
 
 
 def finished(config: AdaptConfig) -> dict[str, Any] | None:
@@ -107,13 +97,6 @@ def settled(config: AdaptConfig) -> AdaptConfig:
 def _refuse_both(config: AdaptConfig) -> None:
     if config.resume and config.overwrite:
         raise LoricaError("--resume and --overwrite contradict each other", "Give one of them.")
-
-
-def _leaf(config: AdaptConfig, key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def _clear(config: AdaptConfig) -> None:

@@ -11,7 +11,6 @@ from torch import nn
 
 from lorica.adapt.config import AdaptConfig
 from lorica.adapt.defences import DEFENCES, Defence
-from lorica.adapt.draws import stable_seed
 from lorica.adapt.losses import Validation, expected_loss
 from lorica.adapt.objectives import OBJECTIVES
 from lorica.adapt.pools import Pool, Pools
@@ -26,6 +25,7 @@ from lorica.data.split import Split, make_split
 from lorica.diffusion import Encoded, LatentDiffusion, add_lora, encode
 from lorica.diffusion.model import pick_device
 from lorica.errors import LoricaError
+from lorica.seeds import stable_seed
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,6 @@ from rich.markup import escape
 
 from lorica.adapt.config import AdaptConfig
 from lorica.adapt.folder import RESUME_FILE, begin, check_output, finished, settled
-from lorica.adapt.interrupt import interruptible
-from lorica.adapt.monitor import Monitor, read_metrics
 from lorica.adapt.objectives import OBJECTIVES
 from lorica.adapt.prepare import Job, assemble, choose_canaries, choose_defences, choose_split, connect
 from lorica.adapt.state import completed_steps
@@ -20,7 +18,11 @@ from lorica.adapt.step import DTYPES
 from lorica.artefacts import RUN_FILE, provenance, sole_writer, write_json
 from lorica.diffusion import LatentDiffusion, save_lora
 from lorica.errors import LoricaError
+from lorica.interrupt import interruptible
+from lorica.monitor import Monitor, read_metrics
 from lorica.progress import console
+
+LIVE = {"adaptation_loss": "loss {:.3f}", "gain": "G {:+.2f}", "val_gap": "gap {:+.4f}", "step_seconds": "{:.3f} s"}
 
 
 class Diverged(LoricaError):
@@ -125,7 +127,9 @@ def _train(config: AdaptConfig, accelerator: Accelerator, job: Job, start: int) 
 
 
 def _monitor(config: AdaptConfig, accelerator: Accelerator, start: int) -> AbstractContextManager[Monitor | None]:
-    return Monitor(config.output, config.steps, start) if accelerator.is_main_process else nullcontext()
+    if not accelerator.is_main_process:
+        return nullcontext()
+    return Monitor(config.output, config.steps, start, doing="adapting", live=LIVE)
 
 
 def _save(config: AdaptConfig, job: Job, done: int, *, keep: bool) -> None:

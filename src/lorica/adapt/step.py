@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 from lorica.adapt.config import AdaptConfig
 from lorica.adapt.defences import Defence
-from lorica.adapt.draws import places, rows, stable_seed, timesteps_and_noise
+from lorica.adapt.draws import places, rows, timesteps_and_noise
 from lorica.adapt.gain import mi_gain
 from lorica.adapt.objectives import OBJECTIVES
 from lorica.adapt.pools import Batch, Draw, Pool, Pools
 from lorica.adapt.proxy import Proxy
 from lorica.diffusion import LatentDiffusion
+from lorica.seeds import stable_seed
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Of the frozen weights and of autocast; LoRA weights, losses and the attacker are always float32."""

@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorica.adapt.folder import FREE_ON_RESUME, changes
+from lorica.adapt.folder import FREE_ON_RESUME
 from lorica.artefacts import CONFIG_FILE, RUN_FILE, SPLIT_FILE, read_json
+from lorica.config import differences
 from lorica.data import Picture
 from lorica.data.split_file import GROUPS, parse
 from lorica.diffusion.lora import PEFT_FILE
@@ -62,7 +63,7 @@ def find_shadows(
         lora = each / part
         if not (each / RUN_FILE).is_file() or not (lora.is_file() or (lora / PEFT_FILE).is_file()):
             continue
-        different = changes(audited, recipe(each), ignore=_OWN) if audited is not None else []
+        different = differences(audited, recipe(each), ignore=_OWN) if audited is not None else []
         split = parse(each / SPLIT_FILE)
         if missing := wanted - set(split.hashes(*GROUPS)):
             different.append(f"{len(missing)} of the audited pictures are not in its split")

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from lorica.adapt import AdaptConfig, SplitConfig
-from lorica.adapt.folder import changes, check_output
+from lorica.adapt.folder import FREE_ON_RESUME, check_output
 from lorica.artefacts import CONFIG_FILE, RUN_FILE, SHADOWS, SPLIT_FILE, read_json
-from lorica.config import load
+from lorica.config import differences, load
 from lorica.data import GROUPS, Picture, Split, make_split
 from lorica.data.split_file import parse
 from lorica.errors import LoricaError
@@ -102,7 +102,7 @@ def _check(shadow: AdaptConfig, split: Split) -> None:
     """Prove that the folder of a shadow is empty, or holds this very shadow."""
     file = shadow.output / CONFIG_FILE
     if file.exists():
-        found = changes(load(AdaptConfig, file=file), shadow)
+        found = differences(load(AdaptConfig, file=file), shadow, ignore=FREE_ON_RESUME)
         if not found and not same_pictures(shadow.output / SPLIT_FILE, [split.groups[group] for group in GROUPS]):
             found = ["the pictures, or how many are in each group"]
         if found:

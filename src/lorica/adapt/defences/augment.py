@@ -9,13 +9,13 @@ import torch
 from pydantic import Field
 
 from lorica.adapt.defences.base import DEFENCES, Defence
-from lorica.adapt.draws import stable_seed
 from lorica.adapt.pools import Batch, Pool
 from lorica.config import Config
 from lorica.data.pictures import Picture
 from lorica.data.views import View
 from lorica.diffusion import LatentDiffusion, encode_latents
 from lorica.errors import LoricaError
+from lorica.seeds import stable_seed
 
 
 class AugmentConfig(Config):

@@ -8,11 +8,11 @@ import torch
 from pydantic import Field
 
 from lorica.adapt.defences.base import DEFENCES, Defence
-from lorica.adapt.draws import stable_seed
 from lorica.adapt.pools import Batch, Pool
 from lorica.config import Config
 from lorica.data.pictures import Picture
 from lorica.diffusion import LatentDiffusion, encode_captions
+from lorica.seeds import stable_seed
 
 
 class CaptionDropoutConfig(Config):

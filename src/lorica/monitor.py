@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -18,8 +18,6 @@ from lorica.errors import LoricaError
 from lorica.progress import bar
 
 METRICS_FILE = "metrics.jsonl"
-# Short enough to leave room for bar, steps and remaining time on a terminal of 80 columns.
-LIVE = {"adaptation_loss": "loss {:.3f}", "gain": "G {:+.2f}", "val_gap": "gap {:+.4f}", "step_seconds": "{:.3f} s"}
 
 
 class Monitor:
@@ -29,16 +27,19 @@ class Monitor:
         folder: of the run.
         steps: in all.
         start: completed steps of an earlier part of the run. What was logged after it is dropped, as it comes again.
+        doing: the work's name, beside the bar.
+        live: {scalar: format} of the numbers beside the bar. Short enough to leave room for bar, steps and remaining
+            time on a terminal of 80 columns.
     """
 
-    def __init__(self, folder: Path, steps: int, start: int) -> None:
+    def __init__(self, folder: Path, steps: int, start: int, *, doing: str, live: Mapping[str, str]) -> None:
         # Imported late: the import takes a second, which `lorica --help` should not pay.
         from torch.utils.tensorboard import SummaryWriter
 
-        self.folder = folder
+        self.folder, self._live = folder, live
         self._latest: dict[str, float] = {}
         self._progress = bar(columns=("numbers",))
-        self._task = self._progress.add_task("adapting", total=steps, completed=start, numbers="")
+        self._task = self._progress.add_task(doing, total=steps, completed=start, numbers="")
         self._clock, self._clock_step = time.perf_counter(), start
         kept = [row for row in read_metrics(folder) if start and row["step"] <= start]
         write_text(folder / METRICS_FILE, "".join(json.dumps(row) + "\n" for row in kept))
@@ -84,6 +85,10 @@ class Monitor:
                 self._board.add_scalar(name, value, step)
         self._show(step, values)
 
+    def advance(self, step: int) -> None:
+        """Show that this many steps are done."""
+        self._progress.update(self._task, completed=step)
+
     def samples(self, step: int, pictures: Sequence[Image.Image]) -> None:
         """Write a grid of pictures to samples/step_NNNNNN.png and to TensorBoard."""
         grid = contact_sheet(pictures)
@@ -94,7 +99,8 @@ class Monitor:
 
     def _show(self, step: int, values: dict[str, float]) -> None:
         self._latest |= values
-        numbers = " ".join(shown.format(self._latest[name]) for name, shown in LIVE.items() if name in self._latest)
+        latest = self._latest
+        numbers = " ".join(shown.format(latest[name]) for name, shown in self._live.items() if name in latest)
         self._progress.update(self._task, completed=step, numbers=numbers)
 
     @contextmanager
