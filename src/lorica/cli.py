@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -112,17 +112,19 @@ def _leaf_parameter(key: str, field: FieldInfo, *, argument: bool) -> inspect.Pa
             name, Annotated[values, typer.Argument(help=shown, metavar=key.upper(), show_default=False)], None
         )
     flag = "--" + key.replace(".", "-").replace("_", "-")
+    flags = [flag, *(str(extra["flag"]) for extra in [field.json_schema_extra] if isinstance(extra, dict))]
     about: dict[str, Any] = {"help": shown, "show_default": False}
     if "." in key:
         about["rich_help_panel"] = f"Options: {key.split('.')[0]}"
     if kinds == {bool}:
         return _parameter(name, Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", **about)], None)
-    return _parameter(name, Annotated[values, typer.Option(flag, metavar=_metavar(field, kinds), **about)], None)
+    return _parameter(name, Annotated[values, typer.Option(*flags, metavar=_metavar(field, kinds), **about)], None)
 
 
 def _metavar(field: FieldInfo, kinds: set[Any]) -> str:
     if Literal in kinds:
-        return "|".join(str(value) for value in get_args(field.annotation))
+        choices = (field.annotation, *get_args(field.annotation))  # the literal itself, or a part of a union
+        return next("|".join(map(str, get_args(kind))) for kind in choices if get_origin(kind) is Literal)
     names = {int: "N", float: "X", Path: "PATH", str: "TEXT", list: "TEXT", tuple: "A,B,..."}
     return next((names[kind] for kind in kinds if kind in names), "VALUE")
 
@@ -172,6 +174,27 @@ def _audit(config: Any) -> int:
             f"[{'red' if gate['failed'] else 'green'}]release gate {escape(gate['rule'])}: {escape(gate['reason'])}[/]"
         )
     return GATE_FAILED if gate is not None and gate["failed"] else 0
+
+
+def _finetune(config: Any) -> None:
+    from lorica.finetune import run
+
+    result = run(config)
+    if result:
+        output = escape(str(config.output))
+        console.print(
+            f"Done: {output}/model holds the model ({'averaged' if result['weights'] == 'ema' else 'raw'} weights of "
+            f"epoch {result['best_epoch']}). Validation accuracy {result['val_natural']:.3f}, under PGD "
+            f"{result['val_robust']:.3f} ({result['threat']})."
+        )
+        if "verdict" in result:
+            console.print(f"[bold]{escape(result['verdict'])}[/]")
+
+
+def _evaluate(config: Any) -> None:
+    from lorica.evaluate import print_evaluation, run
+
+    print_evaluation(run(config))
 
 
 def _generate(config: Any) -> None:
@@ -248,6 +271,8 @@ def _register() -> None:
     from lorica.adapt import AdaptConfig
     from lorica.audit import AuditConfig
     from lorica.demo import DemoConfig
+    from lorica.evaluate import EvaluateConfig
+    from lorica.finetune import FinetuneConfig
     from lorica.generate import GenerateConfig
     from lorica.report.config import ReportConfig
     from lorica.shadows import ShadowsConfig
@@ -282,6 +307,22 @@ def _register() -> None:
         _report,
         positional=("audits",),
         examples="lorica report runs/a/audit runs/b/audit --output compare.html",
+    )
+
+    add_verb(
+        "finetune",
+        FinetuneConfig,
+        _finetune,
+        positional=("data",),
+        examples="lorica finetune pictures/ --model resnet18\n\n"
+        "lorica finetune pictures/ --model resnet18 --output runs/finetune --resume",
+    )
+    add_verb(
+        "evaluate",
+        EvaluateConfig,
+        _evaluate,
+        positional=("model.name",),
+        examples="lorica evaluate runs/finetune --data pictures/ --eps 4/255,8/255",
     )
 
 

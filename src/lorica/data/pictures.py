@@ -61,7 +61,7 @@ def read_folder(root: Path, *, captions_required: bool = True) -> list[Picture]:
             caption): all of them in one error, the first ten by name.
     """
     root = _folder(root)
-    names = {file.relative_to(root).as_posix() for file in _visible_files(root) if file.suffix.lower() in SUFFIXES}
+    names = {file.relative_to(root).as_posix() for file in visible_files(root) if file.suffix.lower() in SUFFIXES}
     return _read(root, names, captions_required=captions_required, metadata_too=True)
 
 
@@ -108,7 +108,7 @@ def _read(root: Path, names: set[str], *, captions_required: bool, metadata_too:
         if captions_required and not caption:
             faults.append("no caption" if caption is None else "the caption is empty")
         if faults:
-            problems.append(f"{_shown(name)}: {'; '.join(faults)}")
+            problems.append(f"{shown_name(name)}: {'; '.join(faults)}")
         else:
             pictures.append(Picture(root / name, name, hashlib.sha256(content).hexdigest(), caption or ""))
     if problems:
@@ -181,7 +181,7 @@ def _to_rgb(image: Image.Image, file_format: str | None) -> Image.Image:
     return image.convert("RGB")
 
 
-def _visible_files(root: Path) -> Iterator[Path]:
+def visible_files(root: Path) -> Iterator[Path]:
     seen: set[str] = set()  # links to folders are followed, loops are not
     for folder, folders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -202,7 +202,7 @@ def _from_text_files(root: Path, names: set[str], problems: list[str]) -> dict[s
         try:
             captions[name] = _clean(file.read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError) as error:
-            problems.append(f"{_shown(file.relative_to(root).as_posix())}: not readable as UTF-8 text ({error})")
+            problems.append(f"{shown_name(file.relative_to(root).as_posix())}: not readable as UTF-8 text ({error})")
             captions[name] = "(unreadable)"  # named already: do not call it empty as well
     return captions
 
@@ -253,7 +253,7 @@ def relative_name(name: str) -> str:
     return PurePosixPath(name).as_posix()
 
 
-def _shown(name: str) -> str:
+def shown_name(name: str) -> str:
     return name if name.isprintable() else ascii(name)
 
 

@@ -1,0 +1,124 @@
+"""Robust fine-tuning compared: methods x downstream sets x seeds, with equal epochs, and AutoLoRa's ablations.
+
+    python benchmarks/robust_finetuning.py --data ../shared/data --sets clothing,faces --epochs 20
+    python benchmarks/robust_finetuning.py --data ../shared/data --sets clothing --ablations
+
+Runs resume: a second call goes on where the first was stopped, and prints the table of what is complete. The last line
+is one JSON object with all figures.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import shared_sets
+
+from lorica import finetune
+from lorica.artefacts import hardware, read_json
+from lorica.finetune import FinetuneConfig
+
+METHODS = ("vanilla", "twins", "autolora", "at")
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "autolora": {},
+    "fixed weights": {"options": {"lambda1": 0.5, "lambda2": 3.0}},
+    "no LR schedule": {"schedule": "constant"},
+    "no KL": {"options": {"lambda2": 0.0}},
+    "last-block branch": {"options": {"branch_coverage": "last-block"}},
+}
+# ResNet-20 of github.com/akamaster/pytorch_resnet_cifar10: trained on CIFAR-10 without an attack.
+NORMALISATION = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of public sets and weights")
+    parser.add_argument("--output", type=Path, default=Path("runs/robust_finetuning"))
+    parser.add_argument("--sets", default="clothing,faces,cifar10", help=f"of {', '.join(shared_sets.SETS)}")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--train", type=int, default=25_000, help="training pictures of CIFAR-10")
+    parser.add_argument("--test", type=int, default=10_000, help="test pictures of CIFAR-10")
+    parser.add_argument("--tier", default="lite", choices=("quick", "lite", "standard"))
+    parser.add_argument("--backbone", help="folder of an exported encoder, in place of the ResNet-20")
+    parser.add_argument("--ablations", action="store_true", help="AutoLoRa without each of its parts")
+    parser.add_argument("--device")
+    args = parser.parse_args()
+    rows = []
+    for name in args.sets.split(","):
+        pictures = _written(args, name)
+        for seed in map(int, args.seeds.split(",")):
+            for label, changes in _variants(args).items():
+                rows.append(
+                    {"set": name, "seed": seed, "method": label} | _row(args, name, pictures, seed, label, changes)
+                )
+                _print(rows)
+    print(json.dumps({"epochs": args.epochs, "tier": args.tier, "hardware": hardware(), "rows": rows}))
+
+
+def _variants(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    return ABLATIONS if args.ablations else {method: {"method": method} for method in args.methods.split(",")}
+
+
+def _written(args: argparse.Namespace, name: str) -> Path:
+    folder: Path = args.output / "sets" / (f"{name}_{args.train}_{args.test}" if name == "cifar10" else name)
+    if not folder.exists():
+        options = {"train": args.train, "test": args.test} if name == "cifar10" else {}
+        shared_sets.SETS[name](args.data, folder, **options)
+    return folder
+
+
+def _row(
+    args: argparse.Namespace, name: str, pictures: Path, seed: int, label: str, changes: dict[str, Any]
+) -> dict[str, Any]:
+    output = args.output / f"{name}_{args.epochs}" / f"{label.replace(' ', '_')}_{seed}"
+    model: dict[str, Any] = {
+        "name": "cifar_resnet20", "checkpoint": args.data / "weights/cifar10_resnet/resnet20-12fca82f.th", **NORMALISATION
+    }  # fmt: skip
+    config = FinetuneConfig(
+        **{
+            "data": pictures,
+            "output": output,
+            "model": {"name": args.backbone} if args.backbone else model,
+            "epochs": args.epochs,
+            "batch_size": args.batch_size,
+            "evaluate": args.tier,
+            "seed": seed,
+            "device": args.device,
+            "cache": args.output / "cache",
+            "resume": True,
+        }
+        | changes
+    )
+    record = finetune.run(config)
+    found = read_json(output / "evaluation" / "robustness.json", "evaluation")
+    threat = found["threats"][-1]
+    figures = {"natural": found["natural"], "pgd20": threat["pgd"]["accuracy"], "robust": threat["robust"]}
+    return {key: {k: value[k] for k in ("value", "low", "high", "n")} for key, value in figures.items()} | {
+        "seconds": record["seconds"],
+        "epochs": record["epochs"],
+        "best_epoch": record["best_epoch"],
+        "weights": record["weights"],
+        "val_robust": record["val_robust"],
+    }
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    """The table so far, in Markdown."""
+    print(
+        "\n| set | seed | method | natural | PGD-20 | robust | minutes | weights of epoch |\n|---|---|---|---|---|---|---|---|"
+    )
+    for row in rows:
+        cells = [f"{100 * row[k]['value']:.1f} [{100 * row[k]['low']:.1f}, {100 * row[k]['high']:.1f}]"
+                 for k in ("natural", "pgd20", "robust")]  # fmt: skip
+        print(
+            f"| {row['set']} | {row['seed']} | {row['method']} | {' | '.join(cells)} | {row['seconds'] / 60:.1f} | "
+            f"{row['best_epoch']} ({row['weights']}) |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

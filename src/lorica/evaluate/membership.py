@@ -1,0 +1,240 @@
+"""Membership inference on a classifier: does it answer otherwise for the pictures that it was trained on?
+
+Robust training may leak more than natural training, and most through adversarial pictures (Song, Shokri and Mittal,
+CCS 2019, arXiv 1905.10291). The attacks are functions of arrays, so that anyone's shadow classifiers can be used; all
+return one score per picture, higher = more member-like, for `lorica.audit.MembershipScores`.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import logsumexp
+from scipy.stats import norm
+from torch import Tensor
+
+from lorica.audit.score import MembershipScores, clopper_pearson
+from lorica.evaluate.config import EvaluateConfig
+from lorica.evaluate.subject import Subject, balanced
+from lorica.robustness.attacked import Counted, as_floats, predict
+from lorica.robustness.pgd import cross_entropy, pgd
+from lorica.robustness.threat import Threat
+from lorica.seeds import stable_seed
+
+Floats = NDArray[np.float64]
+
+FPRS = (0.001, 0.01, 0.05)
+"""False-positive rates that true-positive rates are reported at."""
+
+_FLOOR = 1e-12  # of a deviation: shadows that learned nothing agree on everything
+_ATTACKS = {
+    "loss": "cross-entropy of the natural picture",
+    "adversarial-loss": "cross-entropy of its adversarial picture (arXiv 1905.10291, section 4.1)",
+}
+
+
+# ----- on arrays ----------------------------------------------------------------------------------------------------
+def scaled_confidence(logits: ArrayLike, labels: ArrayLike) -> Floats:
+    """phi = log p_y - log(1 - p_y) (LiRA, arXiv 2112.03570, section V-C), in double precision and without overflow.
+
+    It orders pictures as the cross-entropy -log p_y does, in reverse, and is closer to Gaussian.
+
+    Args:
+        logits: (..., N, C), two or more classes.
+        labels: (N,), in [0, C).
+
+    Returns:
+        (..., N): z_y - logsumexp of the other logits.
+    """
+    z = np.asarray(logits, dtype=np.float64)
+    own = np.arange(z.shape[-1]) == np.asarray(labels)[:, None]
+    return np.where(own, z, 0).sum(axis=-1) - logsumexp(np.where(own, -np.inf, z), axis=-1)
+
+
+def lira(
+    phi: ArrayLike,
+    shadows: ArrayLike,
+    inside: ArrayLike,
+    *,
+    form: Literal["online", "offline"] = "online",
+    own_deviation: int = 16,
+) -> Floats:
+    """Likelihood ratio among shadow models (Carlini et al., S&P 2022, arXiv 2112.03570).
+
+    online:  log N(phi; mu_in, s_in) - log N(phi; mu_out, s_out)
+    offline: (phi - mu_out) / s_out
+
+    Args:
+        phi: (N,) statistic of the audited model, such as `scaled_confidence`.
+        shadows: (S, N) the same of S shadow models.
+        inside: (S, N) bool, whether a shadow was trained on a picture.
+        form: offline needs no shadow that saw a picture.
+        own_deviation: shadows of a kind from which on a picture's own deviation is used; with fewer, one pooled over
+            all pictures.
+
+    Raises:
+        ValueError: shapes that do not match, or a picture without the shadows that the form needs.
+    """
+    target, among, saw = _checked(phi, shadows, inside)
+    mean_out, deviation_out = _gaussian(np.where(saw, np.nan, among), own_deviation, "without")
+    if form == "offline":
+        return (target - mean_out) / deviation_out
+    mean_in, deviation_in = _gaussian(np.where(saw, among, np.nan), own_deviation, "with")
+    return norm.logpdf(target, mean_in, deviation_in) - norm.logpdf(target, mean_out, deviation_out)
+
+
+def rmia(
+    confidence: ArrayLike,
+    shadows: ArrayLike,
+    inside: ArrayLike,
+    population: ArrayLike,
+    *,
+    gamma: float = 1.0,
+    offline: float | None = None,
+) -> Floats:
+    """Share of population pictures z with [p(x | model) / p(x)] / [p(z | model) / p(z)] >= gamma.
+
+    Zarifzadeh, Liu and Shokri, ICML 2024 (arXiv 2312.03262). p(x) is the mean of its means over shadows with and
+    without x; offline, with those without alone, it is ((1 + a) mean_out + 1 - a) / 2 (section 3 there).
+
+    Args:
+        confidence: (N,) p_y of the audited model, in (0, 1].
+        shadows: (S, N) the same of S shadow models.
+        inside: (S, N) bool, whether a shadow was trained on a picture.
+        population: (M,) rows of pictures that the audited model was not trained on. None is compared with itself.
+        gamma: how much more likely than a population picture counts as a win.
+        offline: a, in [0, 1]; None is online.
+
+    Raises:
+        ValueError: shapes that do not match, or a picture without the shadows that the form needs.
+    """
+    target, among, saw = _checked(confidence, shadows, inside)
+    rows = np.asarray(population)
+    mean_out = _mean(np.where(saw, np.nan, among), "without")
+    if offline is None:
+        prior = (_mean(np.where(saw, among, np.nan), "with") + mean_out) / 2
+    else:
+        prior = ((1 + offline) * mean_out + 1 - offline) / 2
+    gain = np.log(target) - np.log(prior)
+    wins = gain[:, None] - gain[rows] >= np.log(gamma)
+    wins[rows, np.arange(len(rows))] = False
+    others = len(rows) - np.isin(np.arange(len(target)), rows)
+    return wins.sum(axis=1) / np.maximum(others, 1)
+
+
+def _checked(target: ArrayLike, shadows: ArrayLike, inside: ArrayLike) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    own, among, saw = np.asarray(target, float), np.asarray(shadows, float), np.asarray(inside)
+    if own.ndim != 1 or among.shape != saw.shape or among.shape[1:] != own.shape or saw.dtype != bool:
+        raise ValueError(f"(N,), (S, N) and (S, N) bool are wanted, not {own.shape}, {among.shape}, {saw.shape}")
+    return own, among, saw
+
+
+def _mean(values: Floats, kind: str) -> Floats:
+    """(N,) over the shadows that are not NaN."""
+    count = (~np.isnan(values)).sum(axis=0)
+    if not count.all():
+        raise ValueError(f"picture {int(np.argmin(count))} has no shadow {kind} it")
+    return np.nansum(values, axis=0) / count
+
+
+def _gaussian(values: Floats, own_deviation: int, kind: str) -> tuple[Floats, Floats]:
+    """(N,) means and standard deviations over the shadows that are not NaN; deviation 1 where none is known."""
+    mean, count = _mean(values, kind), (~np.isnan(values)).sum(axis=0)
+    squares = np.nansum(np.square(values - mean), axis=0)
+    freedom = (count - 1).sum()
+    pooled = np.sqrt(squares.sum() / freedom) if freedom else 1.0
+    own = np.sqrt(squares / np.maximum(count - 1, 1))
+    return mean, np.maximum(np.where(count >= max(own_deviation, 2), own, pooled), _FLOOR)
+
+
+# ----- on a model ---------------------------------------------------------------------------------------------------
+def membership(model: Counted, subject: Subject, config: EvaluateConfig) -> dict[str, Any]:
+    """Audit a classifier with the attacks that need no shadows.
+
+    As many members as evaluated pictures, at most `config.membership_pictures`, drawn evenly from the classes. The
+    adversarial pictures are PGD's at the largest radius, from a random start, whatever the model says to the natural
+    ones.
+
+    Args:
+        model: in `model.attacked()`.
+        subject: with members and the evaluated pictures, which are the non-members.
+        config: of the evaluation.
+
+    Returns:
+        {"members", "nonmembers", "eps", "attacks": {name: {"signal", "auc", "tpr", "asr", "leaks"}}, "leaks",
+        "worst_attack"}. An attack is held to find a leak where the interval of its AUC, by Bonferroni's rule over the
+        attacks, excludes 0.5. ASR: threshold from one half of the pictures, success on the other, and vice versa.
+    """
+    assert subject.members is not None
+    threat = config.threats[-1]
+    count = min(config.membership_pictures, len(subject.members), len(subject.pictures))
+    signals = []
+    for data, labels in (
+        (subject.members, subject.outputs[subject.members.labels]),
+        (subject.pictures, subject.labels),
+    ):
+        rows = torch.tensor(balanced(labels, count, config.seed))
+        signals.append(_signals(model, data.pixels[rows], labels[rows], threat, config))
+    strict = 1 - (1 - config.level) / len(_ATTACKS)
+    entries = {}
+    for name, signal in _ATTACKS.items():
+        scores = MembershipScores(*(side[name] for side in signals))
+        low, high = scores.interval("auc", level=strict)
+        entries[name] = {"signal": signal, **_measured(scores, config.level), "leaks": not low <= 0.5 <= high}
+    worst = max(entries, key=lambda name: abs(entries[name]["auc"]["value"] - 0.5))
+    return {
+        "members": count,
+        "nonmembers": count,
+        "part": config.members,
+        "eps": threat.eps,
+        "attacks": entries,
+        "leaks": any(entry["leaks"] for entry in entries.values()),
+        "worst_attack": worst,
+    }
+
+
+def _signals(
+    model: Counted, pixels: Tensor, labels: Tensor, threat: Threat, config: EvaluateConfig
+) -> dict[str, Floats]:
+    natural = predict(model, pixels, batch_size=config.batch_size)
+    steps = config.pgd_steps or 20
+    size = config.pgd_step_size or threat.eps / 4
+    attacked = []
+    batches = zip(pixels.split(config.batch_size), labels.split(config.batch_size), strict=True)
+    for number, (some, own) in enumerate(batches):
+        x, y = as_floats(some, model.device), own.to(model.device)
+        generator = torch.Generator().manual_seed(stable_seed(config.seed, "membership", number))
+        start = threat.random(x, generator)
+        found = pgd(model, x, cross_entropy(y), threat, steps=steps, step_size=size, start=start)
+        attacked.append(model(found).cpu())
+    return {
+        "loss": scaled_confidence(natural.numpy(), labels.numpy()),
+        "adversarial-loss": scaled_confidence(torch.cat(attacked).numpy(), labels.numpy()),
+    }
+
+
+def _measured(scores: MembershipScores, level: float) -> dict[str, Any]:
+    return {
+        "auc": _estimate(scores.auc, scores.interval("auc", level=level)) | {"level": level},
+        "tpr": {
+            f"{fpr:g}": _estimate(scores.tpr_at(fpr), scores.interval("tpr", fpr=fpr, level=level))
+            | {"attained_fpr": scores.attained_fpr(fpr), "reliable": scores.reliable(fpr), "note": scores.note(fpr)}
+            for fpr in FPRS
+        },
+        "asr": _success(scores, level),
+    }
+
+
+def _success(scores: MembershipScores, level: float) -> dict[str, float]:
+    halves = [MembershipScores(scores.members[i::2], scores.nonmembers[i::2]) for i in (0, 1)]
+    sizes = [len(half.members) + len(half.nonmembers) for half in halves]
+    hits = sum(
+        round(half.asr(other.oracle_threshold()) * size)
+        for half, other, size in zip(halves, reversed(halves), sizes, strict=True)
+    )
+    return _estimate(hits / sum(sizes), clopper_pearson(hits, sum(sizes), level))
+
+
+def _estimate(value: float, interval: tuple[float, float]) -> dict[str, float]:
+    return {"value": value, "low": interval[0], "high": interval[1]}

@@ -1,0 +1,166 @@
+"""`lorica evaluate`: model and pictures -> natural accuracy -> attacks, corruptions, membership -> robustness.json.
+
+The file, schema 1; a *rate* is {"value", "low", "high", "correct", "n", "level"} with a Clopper-Pearson interval:
+
+- "schema"; "provenance": configuration, versions, seed, hardware
+- "model": name, architecture, arguments, size, classes, mean, std, parameters, "weights" (ema, raw or unknown), sha256
+- "data": source (a name, no path), part, pictures, counts by class, sha256 of pictures and labels, whether of a split
+- "natural": rate, with "per_class" {class: rate}, "confusion" [true][predicted] (null beyond 100 classes), "confused"
+- "threats": one entry per radius, weakest first:
+    - "eps", "norm", "text"
+    - "pgd": steps, restarts, step_size, "accuracy" rate, forwards, backwards, seconds; or null
+    - "autoattack": tier, settings, "accuracy" rate, and "attacks": in order, with name, attacked, broken, "accuracy"
+      rate after it, forwards, backwards, seconds
+    - "robust": rate in the worst case over AutoAttack, PGD and smaller radii; "upper_bound": whether of a weaker tier
+    - "broken_by_pgd_only", "carried_from_smaller_eps"
+    - "recheck" of all adversarial pictures: checked, refused, too_far, outside, not_finite, unconfirmed
+    - "per_class", "confusion", "confused" in the worst case
+- "curve": rates with "eps", from 0 on
+- "corruptions": see `corrupted.Corruptions.table`; "membership": see `membership.membership`; each may be null
+- "flags": [{"threat", "name", "raised", "value", "problem", "advice", "doubt"}], see `lorica.robustness.flags`
+- "cost": {"forwards", "backwards", "seconds"} of the attacks and of the rest, in pictures that passed the model
+- "examples": see `examples.write_examples`
+- "verdict": {"upper_bound", "trusted", "text"}; "warnings": sentences
+
+OUTPUT/attacks and OUTPUT/corrupted hold what was measured, under hashes of all that it depends on: the same command
+goes on where it was stopped, and another one takes from them what it can.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from time import perf_counter
+from typing import Any
+
+from torch import Tensor
+
+from lorica.artefacts import prepare_output, provenance, read_json, sole_writer, write_json
+from lorica.errors import LoricaError
+from lorica.evaluate.attacks import FOLDER as ATTACKS
+from lorica.evaluate.attacks import Attacked, attack_at, confusions, exactly
+from lorica.evaluate.config import EvaluateConfig
+from lorica.evaluate.corrupted import FOLDER as CORRUPTED
+from lorica.evaluate.corrupted import Corruptions, corruptions_of
+from lorica.evaluate.examples import FOLDER as EXAMPLES
+from lorica.evaluate.examples import write_examples
+from lorica.evaluate.membership import membership
+from lorica.evaluate.subject import Subject, subject_of
+from lorica.evaluate.verdict import judge
+from lorica.robustness.accuracy import per_class, rate
+from lorica.robustness.attacked import Counted, predict
+from lorica.robustness.autoattack import original
+from lorica.robustness.flags import Flag, probe
+
+SCHEMA = 1
+ROBUSTNESS_FILE = "robustness.json"
+
+
+def run(config: EvaluateConfig) -> dict[str, Any]:
+    """Evaluate a classifier; the same as `lorica evaluate`.
+
+    Returns:
+        The contents of OUTPUT/robustness.json.
+
+    Raises:
+        LoricaError: bad input, before any work starts.
+        KeyboardInterrupt: after Ctrl-C; what was attacked is kept.
+    """
+    from lorica.diffusion.model import pick_device
+
+    prepare_output(config.folder, marker=ROBUSTNESS_FILE, resume=True)
+    original()
+    device = pick_device(config.device)
+    subject = subject_of(config)
+    corrupted = corruptions_of(config, subject)
+    with sole_writer(config.folder), _interruptible(), exactly(config.precision):
+        _make_room(config, subject)
+        subject.model.to(device)
+        result = _evaluated(config, subject, corrupted)
+        write_json(config.folder / ROBUSTNESS_FILE, result)
+    return result
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt("what was attacked is kept; the same command goes on from there") from interrupt
+
+
+def _make_room(config: EvaluateConfig, subject: Subject) -> None:
+    file = config.folder / ROBUSTNESS_FILE
+    if not file.exists():
+        return
+    before = read_json(file, "earlier evaluation")
+    earlier = before.get("model", {}) if isinstance(before, dict) else {}
+    if earlier.get("sha256") == subject.about["sha256"]:
+        return
+    if not config.overwrite:
+        raise LoricaError(
+            f"{config.folder} holds the evaluation of another model ({earlier.get('name')})",
+            "Give another --output, or --overwrite to replace it.",
+        )
+    for name in (ATTACKS, CORRUPTED, EXAMPLES):
+        shutil.rmtree(config.folder / name, ignore_errors=True)
+    file.unlink()
+
+
+def _evaluated(config: EvaluateConfig, subject: Subject, corrupted: Corruptions | None) -> dict[str, Any]:
+    model, began = Counted(subject.model), perf_counter()
+    pixels, labels, classes = subject.pictures.pixels, subject.labels, subject.model.classes
+    with model.attacked():
+        logits = predict(model, pixels, batch_size=config.batch_size)
+        _require_finite(logits)
+        flags: list[tuple[str | None, Flag]] = [
+            (None, flag) for flag in probe(model, pixels, labels, batch_size=config.batch_size)
+        ]
+        attacked: list[Attacked] = []
+        for threat in config.threats:
+            attacked.append(attack_at(threat, model, subject, config, logits, attacked[-1] if attacked else None))
+            flags += [(str(threat), flag) for flag in attacked[-1].flags]
+        corruptions = None if corrupted is None else corrupted.table(model)
+        members = None if subject.members is None else membership(model, subject, config)
+        said = logits.argmax(dim=1)
+        examples = write_examples(model, subject, attacked[-1], said, config)
+    right = said == labels
+    natural = rate(right, config.level)
+    threats = [found.entry for found in attacked]
+    return {
+        "schema": SCHEMA,
+        "provenance": provenance(config.model_dump(mode="json"), config.seed),
+        "model": subject.about,
+        "data": subject.data,
+        "natural": natural
+        | {"per_class": per_class(right, labels, classes, config.level), **confusions(labels, said, classes)},
+        "threats": threats,
+        "curve": [{"eps": 0.0, **natural}, *({"eps": entry["eps"], **entry["robust"]} for entry in threats)],
+        "corruptions": corruptions,
+        "membership": members,
+        "flags": [{"threat": where, **asdict(flag)} for where, flag in flags],
+        "cost": _cost(threats, model, perf_counter() - began),
+        "examples": examples,
+        "verdict": judge(
+            natural, threats, tier=config.tier, part=subject.data["part"], flags=flags, corruptions=corruptions,
+            membership=members,
+        ),
+        "warnings": list(dict.fromkeys(subject.notes)),
+    }  # fmt: skip
+
+
+def _require_finite(logits: Tensor) -> None:
+    bad = int((~logits.isfinite()).any(dim=1).sum())
+    if bad:
+        raise LoricaError(f"the model's logits are not finite for {bad} of {len(logits)} pictures", "Is it damaged?")
+
+
+def _cost(threats: list[dict[str, Any]], model: Counted, seconds: float) -> dict[str, Any]:
+    """Of the attacks, whenever they ran; and of this call of the command as a whole."""
+    parts: list[Mapping[str, Any]] = []
+    for entry in threats:
+        parts += [entry["pgd"]] if entry["pgd"] else []
+        parts += entry["autoattack"]["attacks"]
+    attacks = {key: sum(part[key] for part in parts) for key in ("forwards", "backwards", "seconds")}
+    this = {"forwards": model.forwards, "backwards": model.backwards, "seconds": seconds}
+    return {"attacks": attacks, "this_call": this}

@@ -1,0 +1,129 @@
+"""The configuration of `lorica finetune`."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from lorica.config import Config, load
+from lorica.errors import LoricaError
+from lorica.finetune.methods import METHODS
+from lorica.robustness.threat import Norm, Threat, parse_eps
+from lorica.vision import ModelConfig
+
+Radius = Annotated[float, BeforeValidator(parse_eps)]
+
+
+class AttackConfig(Config):
+    """The attack that adversarial pictures of training and validation come from."""
+
+    kind: Literal["pgd", "n-fgsm"] = Field(
+        "pgd", description="n-fgsm: one step, a fast mode that costs about a fifth and is less robust"
+    )
+    eps: Radius = Field(8 / 255, description="radius, of pixels in [0, 1]; 8/255 may be written so")
+    norm: Norm = Field("linf", description="linf or l2")
+    steps: int = Field(10, ge=1, description="of PGD, in training and validation (paper: 10)")
+    step_size: Radius | None = Field(None, description="of PGD; eps/4 by default (paper: 2/255 at 8/255)")
+    start: Literal["uniform", "gaussian", "none"] = Field(
+        "uniform",
+        description="of PGD in training: uniform in the ball (authors, high resolution), 0.001 times a Gaussian "
+        "(authors, low resolution), or the picture itself",
+    )
+
+    @property
+    def threat(self) -> Threat:
+        """The allowed pictures."""
+        return Threat(self.eps, self.norm)
+
+    @property
+    def size(self) -> float:
+        """Of a step."""
+        return self.step_size if self.step_size is not None else self.eps / 4
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        _ = self.threat
+        if self.kind == "n-fgsm" and self.norm != "linf":
+            raise LoricaError("n-fgsm is defined for linf", "Use pgd for l2.")
+        return self
+
+
+class FinetuneConfig(Config):
+    """Make a pre-trained image classifier or encoder adversarially robust on labelled pictures."""
+
+    data: Path = Field(
+        description="folder with a folder of pictures per class (or train/, val/, test/ with these in each), a CSV or "
+        "Parquet file with path,label[,split], or CIFAR's binary files"
+    )
+    output: Path = Field(Path("runs/finetune"), description="folder for the model, its report, logs and checkpoints")
+    model: ModelConfig = ModelConfig()
+    method: str = Field("autolora", description=f"what a step minimises: {', '.join(METHODS)}")
+    options: dict[str, Any] = Field({}, description="of the method, e.g. --set options.rank=16")
+    attack: AttackConfig = AttackConfig()
+
+    epochs: int = Field(60, ge=1, description="in all (paper: 60)")
+    batch_size: int = Field(128, ge=2, description="pictures per step, over all processes (paper: 128)")
+    learning_rate: float = Field(0.01, gt=0, description="of SGD at the start (paper: 0.01)")
+    schedule: Literal["auto", "step", "constant"] | None = Field(
+        None,
+        description="auto: halved when robust validation accuracy stops rising (AutoLoRa's); step: divided by 10 "
+        "after 1/2 and 5/6 of the epochs; by default auto for autolora, step for the others",
+    )
+    schedule_every: int = Field(4, ge=1, description="epochs between checkpoints of the automatic schedule (paper: 4)")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(1e-4, ge=0, description="of SGD (paper: 1e-4)")
+    ema: float = Field(
+        0.995, ge=0, lt=1, description="decay per step of the averaged weights (Gowal et al., 2010.03593); 0: none"
+    )
+    natural_accuracy: Literal["exact", "running"] = Field(
+        "exact",
+        description="SA of the loss weights' schedule. exact: a pass over the training set in eval mode before each "
+        "epoch (paper); running: what the last epoch's own batches showed, which costs nothing and lags",
+    )
+
+    val_share: float = Field(0.05, gt=0, lt=0.5, description="of the training pictures, for validation (paper: 0.05)")
+    test_share: float = Field(0.2, gt=0, lt=0.9, description="of all pictures, where DATA declares no test part")
+    split: Path | None = Field(None, description="use this split.json of an earlier run")
+    augment: bool = Field(True, description="random crops (padded by an eighth) and horizontal flips")
+
+    evaluate: Literal["none", "quick", "lite", "standard"] = Field(
+        "quick",
+        description="attack on the test pictures at the end, once: quick (APGD-CE) and lite (APGD-CE, APGD-T) are "
+        "upper bounds, standard is AutoAttack",
+    )
+    export: list[Literal["onnx", "program"]] = Field(
+        [],
+        description="besides the folder that timm loads: onnx (ONNX graph), program (torch.export); each is checked",
+    )
+    similarity_batches: int = Field(
+        4, ge=0, description="batches per epoch in which the gradients of natural and adversarial terms are compared"
+    )
+    seed: int = Field(0, ge=0, description="of the split, new weights and every draw")
+    device: str | None = Field(None, description="cpu or cuda; picks cuda where there is one")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
+    channels_last: bool = Field(True, description="memory layout of convolutional networks")
+    compile: bool = Field(False, description="torch.compile the network")
+    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints within an epoch")
+    cache: Path | None = Field(None, description="folder for decoded pictures; OUTPUT/cache by default")
+    resume: bool = Field(False, description="go on with the run in OUTPUT")
+    overwrite: bool = Field(False, description="replace the run in OUTPUT")
+
+    @field_validator("export", mode="before")
+    @classmethod
+    def _separate(cls, given: Any) -> Any:
+        values = [given] if isinstance(given, str) else given
+        return [name.strip() for value in values for name in str(value).split(",")] if values else values
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        method = METHODS[self.method]
+        try:
+            load(method.Options, options=self.options)
+        except LoricaError as error:
+            raise LoricaError(f"options of method {self.method}: {error.problem}", error.remedy) from error
+        return self
+
+    @property
+    def automatic(self) -> str:
+        """The learning rate's schedule."""
+        return self.schedule or ("auto" if METHODS[self.method].automatic else "step")

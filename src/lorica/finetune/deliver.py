@@ -1,0 +1,109 @@
+"""After training: the weights that were best on the validation set are exported, and tried on the test set, once."""
+
+from pathlib import Path
+from typing import Any
+
+from lorica import evaluate
+from lorica.artefacts import RUN_FILE, SPLIT_FILE, provenance, write_json
+from lorica.data.label_split import LabelledSplit
+from lorica.diffusion.fingerprint import weights_digest
+from lorica.finetune.config import FinetuneConfig
+from lorica.finetune.state import load_state
+from lorica.finetune.trainer import BEST, BEST_AVERAGE, CHECKPOINTS, Trainer
+from lorica.vision import Classifier
+from lorica.vision.card import model_card
+from lorica.vision.export import export_folder, export_onnx, export_program
+
+MODEL, EVALUATION = "model", "evaluation"
+"""Folders of the exported model and of its evaluation, in the run's own."""
+
+
+def deliver(
+    config: FinetuneConfig,
+    trainer: Trainer,
+    split: LabelledSplit,
+    notes: list[str],
+    identity: dict[str, str],
+    history: dict[str, Any],
+) -> dict[str, Any]:
+    """Export, evaluate, and write run.json, which says that all is done; returns its contents."""
+    chosen, row = _best(trainer, config.output / CHECKPOINTS)
+    classifier = trainer.method.inference().cpu()
+    prefix = "val_average_" if chosen == "ema" else "val_"
+    settled = config.model_copy(update={"resume": False, "overwrite": False})
+    record = provenance(settled.model_dump(mode="json"), config.seed) | {
+        "method": config.method,
+        "fast_mode": config.attack.kind != "pgd",
+        "threat": str(config.attack.threat),
+        "architecture": classifier.architecture.name,
+        "size": list(classifier.architecture.size),
+        "classes": list(classifier.classes),
+        "counts": {part: len(getattr(split, part)) for part in ("train", "val", "test")},
+        "notes": notes,
+        "start": identity["model"],
+        "weights": chosen,
+        "weights_sha256": weights_digest(classifier),
+        "best_epoch": row["epoch"],
+        "val_natural": row[f"{prefix}natural"],
+        "val_robust": row[f"{prefix}robust"],
+        "epochs": trainer.epoch,
+        "stopped": history["stopped"],
+        "seconds": history["seconds"],
+        "processes": trainer.world,
+    }
+    _export(config, classifier, record)
+    if config.evaluate != "none":
+        record |= _evaluated(config)
+        _export(config, classifier, record)  # now its card says what was measured
+    write_json(config.output / RUN_FILE, record)
+    return record
+
+
+def _best(trainer: Trainer, folder: Path) -> tuple[str, dict[str, Any]]:
+    """Load the better of the best weights and the best averaged weights; "raw" or "ema", and its epoch's numbers."""
+    groups, row = load_state(folder / BEST)
+    if (folder / BEST_AVERAGE).is_file():
+        averaged, its_row = load_state(folder / BEST_AVERAGE)
+        if its_row["val_average_robust"] >= row["val_robust"]:
+            trainer.method.classifier.load_state_dict(averaged["classifier"])
+            return "ema", its_row
+    trainer.method.load_state_dict(groups["method"])
+    return "raw", row
+
+
+def _export(config: FinetuneConfig, classifier: Classifier, record: dict[str, Any]) -> None:
+    folder = config.output / MODEL
+    export_folder(classifier, folder, card=model_card(record))
+    if "onnx" in config.export:
+        export_onnx(classifier, folder / "model.onnx")
+    if "program" in config.export:
+        export_program(classifier, folder / "model.pt2")
+
+
+def _evaluated(config: FinetuneConfig) -> dict[str, Any]:
+    """What is said of the test pictures."""
+    found = evaluate.run(
+        evaluate.EvaluateConfig(
+            model={"name": str(config.output / MODEL)},
+            data=config.data,
+            split=config.output / SPLIT_FILE,
+            part="test",
+            members="train",
+            output=config.output / EVALUATION,
+            eps=[config.attack.eps],
+            norm=config.attack.norm,
+            tier=config.evaluate,
+            seed=config.seed,
+            device=config.device,
+            cache=config.cache or config.output / "cache",
+            overwrite=True,
+        )
+    )
+    threat = found["threats"][-1]
+    return {
+        "natural": found["natural"],
+        "robust": threat["robust"],
+        "attack": "AutoAttack",
+        "attack_version": config.evaluate,
+        "verdict": found["verdict"]["text"],
+    }

@@ -1,0 +1,243 @@
+"""`lorica finetune`: labelled pictures and a pre-trained network -> training loop -> a robust model and its record."""
+
+import shutil
+import time
+from contextlib import AbstractContextManager, nullcontext
+from math import isfinite
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.markup import escape
+
+from lorica.artefacts import (
+    CONFIG_FILE,
+    RUN_FILE,
+    SPLIT_FILE,
+    prepare_output,
+    read_json,
+    sole_writer,
+    write_text,
+)
+from lorica.config import differences, load
+from lorica.data.label_split import LabelledSplit, load_split, split_labelled
+from lorica.data.labelled import read_labelled
+from lorica.diffusion.fingerprint import sha256, weights_digest
+from lorica.diffusion.model import pick_device
+from lorica.errors import LoricaError
+from lorica.finetune.config import FinetuneConfig
+from lorica.finetune.deliver import EVALUATION, MODEL, deliver
+from lorica.finetune.methods import METHODS, Method
+from lorica.finetune.trainer import CHECKPOINTS, RESUME, Trainer
+from lorica.interrupt import interruptible
+from lorica.monitor import METRICS_FILE, Monitor
+from lorica.progress import console
+from lorica.vision import Classifier, load_classifier, require_logits
+
+LIVE = {
+    "val_natural": "nat {:.2f}", "val_robust": "rob {:.2f}", "weight_natural": "λ1 {:.2f}", "weight_kl": "λ2 {:.1f}",
+    "learning_rate": "lr {:.0e}",
+}  # fmt: skip
+# What a resumed run may change: how it is watched, and where its inputs lie.
+FREE_ON_RESUME = {
+    "resume", "overwrite", "output", "device", "cache", "data", "checkpoint_every", "evaluate", "compile",
+    "channels_last",
+}  # fmt: skip
+COLLAPSE = 0.5
+"""Catastrophic overfitting: robust validation accuracy below this share of the best one (Wong et al., ICLR 2020)."""
+
+
+class Diverged(LoricaError):
+    """Training produced a number that is not finite."""
+
+
+def run(config: FinetuneConfig) -> dict[str, Any]:
+    """Fine-tune; the same as `lorica finetune`.
+
+    Returns:
+        The contents of OUTPUT/run.json; empty in processes other than the main one.
+
+    Raises:
+        LoricaError: bad input, before any work starts; or a diverging run (`Diverged`).
+        KeyboardInterrupt: after Ctrl-C, once the state is saved.
+    """
+    device = pick_device(config.device)
+    accelerator = Accelerator(mixed_precision="no", cpu=device.type == "cpu")
+    main = accelerator.is_main_process
+    if main:
+        _check_output(config)
+    if config.resume and (config.output / RUN_FILE).is_file():
+        if main:
+            console.print(f"The run in {escape(str(config.output))} is complete.")
+        return read_json(config.output / RUN_FILE, "record of the run") if main else {}
+    torch.manual_seed(config.seed)  # of a new head and of the branch
+    classifier, notes = load_classifier(config.model)
+    start = weights_digest(classifier)
+    split = _split(config, classifier, accelerator)
+    if classifier.take_classes(split.train.classes):
+        notes.append(f"the head is new: {len(classifier.classes)} classes of the data")
+    for note in [*split.notes, *notes] if main else []:
+        console.print(f"[yellow]note:[/] {escape(note)}")
+    method = _method(config, classifier, accelerator.device)
+    trainer = Trainer(config, accelerator, method, split)
+    identity = {
+        "model": start,
+        "pictures": sha256(*split.train.sha256, "", *split.val.sha256),
+        "processes": str(accelerator.num_processes),
+    }
+    history = _resumed(config, trainer, identity)
+    with sole_writer(config.output) if main else nullcontext():
+        if main:
+            _begin(config, split)
+        history = _train(config, accelerator, trainer, identity, history)
+        record = deliver(config, trainer, split, [*split.notes, *notes], identity, history) if main else {}
+    accelerator.wait_for_everyone()
+    return record
+
+
+# ----- before training ----------------------------------------------------------------------------------------------
+def _check_output(config: FinetuneConfig) -> None:
+    if config.resume and config.overwrite:
+        raise LoricaError("--resume and --overwrite contradict each other", "Give one of them.")
+    prepare_output(config.output, marker=CONFIG_FILE, resume=config.resume, overwrite=config.overwrite)
+    if config.output.is_dir():
+        with sole_writer(config.output):
+            pass
+    file = config.output / CONFIG_FILE
+    if not (config.resume and file.exists()):
+        return
+    if changed := differences(load(FinetuneConfig, file=file), config, ignore=FREE_ON_RESUME):
+        raise LoricaError(
+            f"--resume with another configuration than the run in {config.output}: {', '.join(changed)}",
+            f"Take the values of {file} (--config {file}), or start a new run elsewhere.",
+        )
+
+
+def _split(config: FinetuneConfig, classifier: Classifier, accelerator: Accelerator) -> LabelledSplit:
+    with accelerator.main_process_first():  # of several processes one decodes, the others find its cache
+        parts = read_labelled(
+            config.data, size=classifier.architecture.size, cache=config.cache or config.output / "cache"
+        )
+    own = config.output / SPLIT_FILE
+    if config.resume and own.is_file():
+        return load_split(own, parts)
+    if config.split is not None:
+        return load_split(config.split, parts)
+    return split_labelled(parts, val_share=config.val_share, test_share=config.test_share, seed=config.seed)
+
+
+def _method(config: FinetuneConfig, classifier: Classifier, device: torch.device) -> Method:
+    cls = METHODS[config.method]
+    size = classifier.architecture.size
+    require_logits(classifier.eval(), torch.rand(2, 3, *size))
+    method = cls(load(cls.Options, options=config.options), classifier).to(device)
+    if config.channels_last:
+        method.to(memory_format=torch.channels_last)
+    if config.compile:
+        classifier.backbone.compile()
+    return method
+
+
+def _resumed(config: FinetuneConfig, trainer: Trainer, identity: dict[str, str]) -> dict[str, Any]:
+    """What has happened so far, once the state is restored."""
+    folder = config.output / CHECKPOINTS
+    if not config.resume or not (folder / RESUME).is_file():
+        return {"seconds": 0.0, "stopped": None, "val_robust": []}
+    header = trainer.load(folder)
+    changed = [what for what, value in identity.items() if header["identity"].get(what) != value]
+    if changed:
+        raise LoricaError(
+            f"this run cannot go on, as something is not what it was when it began: {', '.join(changed)}",
+            "Restore it, or start a new run in another folder.",
+        )
+    if trainer.rank == 0:
+        console.print(f"Resuming in epoch {trainer.epoch + 1} of {config.epochs}.")
+    return dict(header["history"])
+
+
+def _begin(config: FinetuneConfig, split: LabelledSplit) -> None:
+    if not config.resume:
+        for name in (CHECKPOINTS, MODEL, "tensorboard", EVALUATION):
+            shutil.rmtree(config.output / name, ignore_errors=True)
+        for name in (RUN_FILE, METRICS_FILE, SPLIT_FILE):
+            (config.output / name).unlink(missing_ok=True)
+    settled = config.model_copy(update={"resume": False, "overwrite": False})
+    write_text(config.output / CONFIG_FILE, settled.to_yaml())
+    if not (config.output / SPLIT_FILE).exists():
+        split.save(config.output / SPLIT_FILE)
+
+
+# ----- training -----------------------------------------------------------------------------------------------------
+def _train(
+    config: FinetuneConfig,
+    accelerator: Accelerator,
+    trainer: Trainer,
+    identity: dict[str, str],
+    history: dict[str, Any],
+) -> dict[str, Any]:
+    """Train to the end; returns what has happened."""
+    folder, per_epoch = config.output / CHECKPOINTS, len(trainer.batches)
+    done = trainer.epoch * per_epoch + trainer.step_in_epoch
+    clock = time.perf_counter()
+
+    def save() -> None:
+        nonlocal clock
+        now = time.perf_counter()
+        history["seconds"] += now - clock
+        clock = now
+        trainer.save(folder, identity, history)
+
+    with _monitor(config, trainer, done) as monitor, interruptible(accelerator) as interrupted:
+        while trainer.epoch < config.epochs and history["stopped"] is None:
+            begun = trainer.begin_epoch()
+            row = {"epoch": trainer.epoch + 1, "learning_rate": trainer.optimiser.param_groups[0]["lr"]} | begun
+            for pixels, labels in trainer.pending():
+                trainer.step(pixels, labels)
+                k = trainer.step_in_epoch
+                if monitor:
+                    monitor.advance(trainer.epoch * per_epoch + k)
+                stop = interrupted(k % 10 == 0)
+                if stop or k % config.checkpoint_every == 0:
+                    _require(trainer.finite(), config, trainer.epoch)
+                    save()
+                if stop:
+                    accelerator.wait_for_everyone()
+                    raise KeyboardInterrupt(f"the state in epoch {trainer.epoch + 1} is saved; go on with --resume")
+            row |= trainer.end_epoch()
+            _require(isfinite(row["loss"]), config, trainer.epoch)
+            row |= trainer.validate()
+            decision = trainer.decide(row, folder)
+            history["val_robust"].append(row["val_robust"])
+            history["stopped"] = _reason(history["val_robust"], decision.stop, trainer.epoch, config.epochs)
+            if monitor:
+                monitor.log(trainer.epoch * per_epoch, row | {"reloaded": float(decision.reload)})
+            save()
+    return history
+
+
+def _reason(robust: list[float], spent: bool, epoch: int, epochs: int) -> str | None:
+    """Why training ends before its last epoch, if it does."""
+    if epoch >= epochs:
+        return None
+    if spent:
+        return f"the learning rate was spent after epoch {epoch}"
+    if robust[-1] < COLLAPSE * max(robust) and max(robust) - robust[-1] > 0.1:
+        return (
+            f"catastrophic overfitting in epoch {epoch}: robust validation accuracy fell from {max(robust):.3f} to "
+            f"{robust[-1]:.3f}"
+        )
+    return None
+
+
+def _monitor(config: FinetuneConfig, trainer: Trainer, done: int) -> AbstractContextManager[Monitor | None]:
+    if trainer.rank:
+        return nullcontext()
+    return Monitor(config.output, config.epochs * len(trainer.batches), done, doing=config.method, live=LIVE)
+
+
+def _require(fine: bool, config: FinetuneConfig, epoch: int) -> None:
+    if not fine:
+        raise Diverged(
+            f"training diverged: the loss of epoch {epoch + 1} is not finite",
+            f"Lower --learning-rate. The last checkpoint is untouched ({config.output / CHECKPOINTS}).",
+        )

@@ -1,0 +1,321 @@
+"""The training loop's parts: a step, an epoch's bookkeeping, validation, and what a resumed run must find again."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from lorica.data.batches import Augment, Batches, ordered
+from lorica.data.label_split import LabelledSplit
+from lorica.data.labelled import LabelledSet
+from lorica.finetune.config import FinetuneConfig
+from lorica.finetune.ema import Average
+from lorica.finetune.methods import Method
+from lorica.finetune.schedule import Decision, RobustAccuracyLR, StepLR
+from lorica.finetune.similarity import gradient_similarity
+from lorica.finetune.state import load_state, momenta, restore_momenta, save_state
+from lorica.robustness.pgd import crafting, cross_entropy, n_fgsm, pgd
+from lorica.seeds import stable_seed
+
+CHECKPOINTS = "checkpoints"
+BEST, BEST_AVERAGE, RESUME = "best.safetensors", "best_average.safetensors", "resume.safetensors"
+LAYER = "layer/"
+"""What the names of single parameters' similarities begin with."""
+
+
+class Trainer:
+    """A method, its optimiser and its pictures.
+
+    Every draw of a step is a function of the seed, the epoch and the step, so that no generator is part of the state.
+
+    Args:
+        config: of the run.
+        accelerator: the processes.
+        method: on its device.
+        split: training and validation pictures; the test set is not looked at.
+    """
+
+    def __init__(self, config: FinetuneConfig, accelerator: Accelerator, method: Method, split: LabelledSplit) -> None:
+        self.config, self.accelerator, self.method, self.split = config, accelerator, method, split
+        self.device = accelerator.device
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.optimiser = torch.optim.SGD(
+            method.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay
+        )
+        rates = {"auto": RobustAccuracyLR, "step": StepLR, "constant": StepLR}
+        own: dict[str, dict[str, Any]] = {
+            "auto": {"every": config.schedule_every},
+            "step": {"epochs": config.epochs},
+            "constant": {"epochs": config.epochs, "at": ()},
+        }
+        self.schedule: Any = rates[config.automatic](config.learning_rate, **own[config.automatic])
+        self.average = Average(method.classifier, config.ema) if config.ema else None
+        self.best_average = -1.0
+        size = min(config.batch_size, len(split.train) // self.world * self.world)
+        self.batches = Batches(
+            split.train,
+            size,
+            seed=config.seed,
+            device=self.device,
+            augment=Augment() if config.augment else None,
+            drop_last=True,
+            shard=(self.rank, self.world),
+        )
+        self.epoch = self.step_in_epoch = 0
+        self.sums: dict[str, Tensor] = {}
+        self._running = 0.0
+        half = config.precision == "bf16" or (config.precision == "auto" and self.device.type == "cuda")
+        self._half = half
+        self._compared = self._evenly_spaced(config.similarity_batches)
+
+    # ----- one step -----------------------------------------------------------------------------------------------
+    def step(self, pixels: Tensor, labels: Tensor) -> None:
+        """Craft adversarial pictures, take one step on the method's loss, follow it with the average."""
+        method, k = self.method, self.step_in_epoch
+        pixels = self._laid_out(pixels)
+        seed = stable_seed(self.config.seed, "step", self.epoch, k, self.rank)
+        torch.manual_seed(seed)  # dropout and the like
+        adversarial = self._attacked(pixels, labels, torch.Generator().manual_seed(seed))
+        method.train()
+        with self._autocast():
+            clean, attacked = method(pixels, adversarial)
+        clean, attacked = (None if logits is None else logits.float() for logits in (clean, attacked))
+        assert attacked is not None
+        terms = method.terms(clean, attacked, labels)
+        if k in self._compared and method.compared is not None:
+            self._compare(terms)
+        loss = method.loss(terms)
+        loss.backward()
+        self._share_gradients()
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(method.classifier)
+        self._count({name: term.detach() for name, term in terms.items()} | {"loss": loss.detach()})
+        self._count({"adversarial_correct": (attacked.argmax(1) == labels).float().mean()})
+        if clean is not None:
+            self._count({"natural_correct": (clean.argmax(1) == labels).float().mean()})
+        self.step_in_epoch += 1
+
+    def _attacked(self, pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        attack, method = self.config.attack, self.method
+        with crafting(method), method.route(), self._autocast():
+            loss = method.attacker(pixels, labels)
+            if attack.kind == "n-fgsm":
+                return n_fgsm(self.logits, pixels, loss, attack.threat, generator=generator)
+            start = None
+            if attack.start == "uniform":
+                start = attack.threat.random(pixels, generator)
+            elif attack.start == "gaussian":
+                start = pixels + 0.001 * torch.randn(pixels.shape, generator=generator).to(pixels.device)
+            return pgd(
+                self.logits, pixels, loss, attack.threat, steps=attack.steps, step_size=attack.size, start=start
+            )
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Of the classifier as it is, float32."""
+        return self.method.classifier(pixels).float()
+
+    def _compare(self, terms: dict[str, Tensor]) -> None:
+        assert self.method.compared is not None
+        first, second = (self.method.weights[name] * terms[name] for name in self.method.compared)
+        whole, single = gradient_similarity(first, second, self.method.features())
+        rows = {"similarity": whole} | {LAYER + name: value for name, value in single.items()}
+        for name, value in rows.items():
+            self._count({name: value.nan_to_num(0), f"{name}#": value.isfinite().float()})
+
+    def _share_gradients(self) -> None:
+        if self.world > 1:
+            gradients = [p.grad for p in self.method.parameters() if p.grad is not None]
+            together = self.accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "mean")
+            for gradient, mean in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(mean.view_as(gradient))
+
+    def _count(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + value
+
+    # ----- one epoch ----------------------------------------------------------------------------------------------
+    def begin_epoch(self) -> dict[str, float]:
+        """Set the loss weights of an epoch; returns them, and the natural accuracy that they follow from."""
+        known: dict[str, float] = {}
+        if self.step_in_epoch == 0 and self.method.needs_natural_accuracy:
+            accuracy = self._natural_accuracy()
+            self.method.adjust(accuracy)
+            known["natural_accuracy"] = accuracy
+        return known | {f"weight_{name}": weight for name, weight in self.method.weights.items()}
+
+    def _natural_accuracy(self) -> float:
+        """SA on the training set of the part that learns from natural pictures."""
+        if self.config.natural_accuracy == "running" and self.epoch:
+            return self._running
+        self.method.eval()
+        return self._share(self.split.train, self.method.natural_logits)
+
+    def pending(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches that are left of the epoch."""
+        return self.batches.epoch(self.epoch, start=self.step_in_epoch)
+
+    def end_epoch(self) -> dict[str, float]:
+        """Means over the epoch's batches; waits for the device."""
+        names = list(self.sums)
+        together = self.accelerator.reduce(torch.stack([self.sums[name] for name in names]), "mean").tolist()
+        sums = dict(zip(names, together, strict=True))
+        steps = len(self.batches)
+        row = {name: total / steps for name, total in sums.items() if f"{name}#" not in sums and "#" not in name}
+        row |= {name: total / sums[f"{name}#"] for name, total in sums.items() if sums.get(f"{name}#")}
+        self._running = min(1.0, row.get("natural_correct", 0.0))
+        self.sums, self.step_in_epoch = {}, 0
+        self.epoch += 1
+        self._share_statistics()
+        return row
+
+    def validate(self) -> dict[str, float]:
+        """Natural and robust accuracy on the validation set, of the weights and of their average."""
+        row = self._accuracies("")
+        if self.average is not None:
+            with self.averaged():
+                row |= self._accuracies("average_")
+        return row
+
+    def decide(self, row: dict[str, float], folder: Path) -> Decision:
+        """Keep the best weights, and set the learning rate of the next epoch; perhaps go back to the best weights."""
+        decision: Decision = self.schedule.step(row["val_robust"])
+        if decision.best:
+            self._save(folder / BEST, row)
+        if self.average is not None and row["val_average_robust"] > self.best_average:
+            self.best_average = row["val_average_robust"]
+            if self.rank == 0:
+                save_state(folder / BEST_AVERAGE, {"classifier": self.average.values}, row)
+        self.accelerator.wait_for_everyone()
+        if decision.reload:
+            groups, _ = load_state(folder / BEST)
+            self._load_weights(groups)  # the momentum goes on, as in the authors' code
+        for group in self.optimiser.param_groups:
+            group["lr"] = decision.learning_rate
+        return decision
+
+    def _accuracies(self, prefix: str) -> dict[str, float]:
+        attack = self.config.attack
+        self.method.eval()
+
+        def robust(pixels: Tensor, labels: Tensor) -> Tensor:
+            return pgd(
+                self.logits, pixels, cross_entropy(labels), attack.threat, steps=attack.steps, step_size=attack.size
+            )
+
+        with crafting(self.method), self.method.route():
+            return {
+                f"val_{prefix}natural": self._share(self.split.val, self.logits),
+                f"val_{prefix}robust": self._share(self.split.val, self.logits, robust),
+            }
+
+    def _share(
+        self,
+        data: LabelledSet,
+        logits: Callable[[Tensor], Tensor],
+        perturb: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> float:
+        """Share of pictures that are classified rightly, over all processes."""
+        mine = data.take(range(self.rank, len(data), self.world))
+        right = torch.zeros((), device=self.device)
+        size = max(self.config.batch_size, 256) // self.world
+        for pixels, labels in ordered(mine, size, self.device) if len(mine) else ():
+            with self._autocast():
+                seen = self._laid_out(pixels)
+                seen = seen if perturb is None else perturb(seen, labels)
+                with torch.no_grad():
+                    right += (logits(seen).argmax(1) == labels).sum()
+        return float(self.accelerator.reduce(right, "sum").item()) / len(data)
+
+    def _share_statistics(self) -> None:
+        """Batch-norm statistics of several processes become one."""
+        if self.world > 1:
+            for buffer in self.method.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(self.accelerator.reduce(buffer.clone(), "mean"))
+
+    # ----- state ----------------------------------------------------------------------------------------------------
+    def averaged(self) -> AbstractContextManager[None]:
+        """The classifier with the averaged weights, inside the block."""
+        assert self.average is not None
+        return _swapped(self.method, self.average)
+
+    def save(self, folder: Path, identity: dict[str, str], history: dict[str, Any]) -> None:
+        """Write all that a resumed run needs."""
+        header = {
+            "epoch": self.epoch,
+            "step_in_epoch": self.step_in_epoch,
+            "weights": self.method.weights,
+            "running": self._running,
+            "schedule": self.schedule.state(),
+            "learning_rate": self.optimiser.param_groups[0]["lr"],
+            "best_average": self.best_average,
+            "identity": identity,
+            "history": history,
+        }
+        self._save(folder / RESUME, header, {"sums": self.sums, "momenta": momenta(self.optimiser)})
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Go on from `save`; returns its header."""
+        groups, header = load_state(folder / RESUME)
+        self._load_weights(groups)
+        restore_momenta(self.optimiser, groups.get("momenta", {}))
+        for group in self.optimiser.param_groups:
+            group["lr"] = header["learning_rate"]
+        self.sums = {name: value.to(self.device) for name, value in groups.get("sums", {}).items()}
+        self.epoch, self.step_in_epoch = header["epoch"], header["step_in_epoch"]
+        self.method.weights, self._running = header["weights"], header["running"]
+        self.schedule = type(self.schedule).restored(header["schedule"])
+        self.best_average = header["best_average"]
+        if self.average is not None:
+            self.average.steps = header["average_steps"]
+        return header
+
+    def _save(self, file: Path, header: dict[str, Any], more: dict[str, dict[str, Tensor]] | None = None) -> None:
+        if self.rank:
+            return
+        groups = {"method": self.method.state_dict()} | (more or {})
+        if self.average is not None:
+            groups["average"] = self.average.values
+            header = header | {"average_steps": self.average.steps}
+        save_state(file, groups, header)
+
+    def _load_weights(self, groups: dict[str, dict[str, Tensor]]) -> None:
+        self.method.load_state_dict(groups["method"])
+        if self.average is not None:
+            for name, value in groups["average"].items():
+                self.average.values[name].copy_(value)
+
+    # ----- details --------------------------------------------------------------------------------------------------
+    def finite(self) -> bool:
+        """Whether the losses of the epoch so far are numbers; waits for the device."""
+        return bool(self.sums["loss"].isfinite()) if "loss" in self.sums else True
+
+    def _evenly_spaced(self, count: int) -> frozenset[int]:
+        total = len(self.batches)
+        return frozenset(i * total // min(count, total) for i in range(min(count, total))) if count else frozenset()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._half)
+
+    def _laid_out(self, pixels: Tensor) -> Tensor:
+        return pixels.contiguous(memory_format=torch.channels_last) if self.config.channels_last else pixels
+
+
+class _swapped(AbstractContextManager[None]):
+    """The averaged weights in the classifier's place; the classifier's own come back when the block ends."""
+
+    def __init__(self, method: Method, average: Average) -> None:
+        self.classifier, self.average = method.classifier, average
+
+    def __enter__(self) -> None:
+        self.own = {name: value.clone() for name, value in self.classifier.state_dict().items()}
+        self.classifier.load_state_dict(self.average.values)
+
+    def __exit__(self, *_: object) -> None:
+        self.classifier.load_state_dict(self.own)

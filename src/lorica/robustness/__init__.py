@@ -1,0 +1,1 @@
+"""Robustness: attacks on classifiers, common corruptions, and evaluations that can be trusted."""
