@@ -9,11 +9,11 @@ is one JSON object with all figures.
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import shared_sets
-
 from lorica import finetune
 from lorica.artefacts import hardware, read_json
 from lorica.finetune import FinetuneConfig
@@ -66,7 +66,10 @@ def _written(args: argparse.Namespace, name: str) -> Path:
     folder: Path = args.output / "sets" / (f"{name}_{args.train}_{args.test}" if name == "cifar10" else name)
     if not folder.exists():
         options = {"train": args.train, "test": args.test} if name == "cifar10" else {}
-        shared_sets.SETS[name](args.data, folder, **options)
+        unfinished = folder.with_name(f".{folder.name}")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shared_sets.SETS[name](args.data, unfinished, **options)
+        unfinished.rename(folder)
     return folder
 
 
@@ -75,8 +78,10 @@ def _row(
 ) -> dict[str, Any]:
     output = args.output / f"{name}_{args.epochs}" / f"{label.replace(' ', '_')}_{seed}"
     model: dict[str, Any] = {
-        "name": "cifar_resnet20", "checkpoint": args.data / "weights/cifar10_resnet/resnet20-12fca82f.th", **NORMALISATION
-    }  # fmt: skip
+        "name": "cifar_resnet20",
+        "checkpoint": args.data / "weights/cifar10_resnet/resnet20-12fca82f.th",
+        **NORMALISATION,
+    }
     config = FinetuneConfig(
         **{
             "data": pictures,
@@ -107,9 +112,8 @@ def _row(
 
 def _print(rows: list[dict[str, Any]]) -> None:
     """The table so far, in Markdown."""
-    print(
-        "\n| set | seed | method | natural | PGD-20 | robust | minutes | weights of epoch |\n|---|---|---|---|---|---|---|---|"
-    )
+    columns = ("set", "seed", "method", "natural", "PGD-20", "robust", "minutes", "weights of epoch")
+    print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for row in rows:
         cells = [f"{100 * row[k]['value']:.1f} [{100 * row[k]['low']:.1f}, {100 * row[k]['high']:.1f}]"
                  for k in ("natural", "pgd20", "robust")]  # fmt: skip

@@ -91,12 +91,15 @@ def test_networks_for_small_pictures_have_the_published_number_of_parameters(nam
 
 
 @pytest.mark.parametrize(
-    ("name", "block"), [("cifar_resnet18", timm.models.resnet.BasicBlock), ("cifar_resnet50", timm.models.resnet.Bottleneck)]
-)  # fmt: skip
+    ("name", "block", "depths"),
+    [
+        ("cifar_resnet18", timm.models.resnet.BasicBlock, (2, 2, 2, 2)),
+        ("cifar_resnet50", timm.models.resnet.Bottleneck, (3, 4, 6, 3)),
+    ],
+)
 @torch.no_grad()
-def test_with_the_same_weights_a_network_computes_what_timm_s_does_without_its_stem(name, block):
+def test_with_the_same_weights_a_network_computes_what_timm_s_does_without_its_stem(name, block, depths):
     ours = randomised(timm.create_model(name, num_classes=7))
-    depths = {"cifar_resnet18": (2, 2, 2, 2), "cifar_resnet50": (3, 4, 6, 3)}[name]
     theirs = timm.models.resnet.ResNet(block, depths, num_classes=7).eval()
     theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
     theirs.load_state_dict(ours.state_dict())
@@ -214,10 +217,10 @@ def test_a_network_states_how_it_can_be_built_again():
 
 
 @torch.no_grad()
-def test_a_transformer_is_resized_to_the_pictures():
+def test_a_transformer_is_resized_to_the_pictures_and_others_take_any():
+    assert network(size=(48, 16))(pictures(2, (48, 16))).shape == (2, 10)
     classifier = network("vit_tiny_patch16_224", arguments=TINY_VIT, size=(48, 16))
     assert classifier(pictures(2, (48, 16))).shape == (2, 1000) and classifier.architecture.size == (48, 16)
-    assert "size" not in str(network(size=(48, 16))(pictures(1, (48, 16))).shape)
     error = refusal(ModelConfig(name="cait_xxs24_224", pretrained=False, size=(32, 32), arguments={"depth": 1}))
     assert "(32, 32)" in error.problem
 
@@ -274,11 +277,18 @@ def test_outputs_that_no_attack_can_use_are_refused(output, said):
 
 # ----- weights files ---------------------------------------------------------------------------------------------
 def state() -> dict[str, Tensor]:
-    return {key: torch.randn_like(v) if v.is_floating_point() else v for key, v in network().backbone.state_dict().items()}  # fmt: skip
+    own = network().backbone.state_dict()
+    return {key: torch.randn_like(value) if value.is_floating_point() else value for key, value in own.items()}
 
 
 def prefixed(weights, prefix):
     return {prefix + key: value for key, value in weights.items()}
+
+
+def renamed(weights, *pairs):
+    for ours, theirs in pairs:
+        weights = {key.replace(ours, theirs): value for key, value in weights.items()}
+    return weights
 
 
 LAYOUTS = {
@@ -292,9 +302,7 @@ LAYOUTS = {
     "nested": lambda w: {"model": {"state_dict": prefixed(w, "module._orig_mod.model.")}, "args": {"x": [1]}},
     "a Classifier's": lambda w: prefixed(w, "backbone."),
     "no batch counts": lambda w: {key: value for key, value in w.items() if "num_batches" not in key},
-    "other names": lambda w: {
-        k.replace("fc.", "linear.").replace(".downsample.", ".shortcut."): v for k, v in w.items()
-    },  # fmt: skip
+    "other names": lambda w: renamed(w, ("fc.", "linear."), (".downsample.", ".shortcut.")),
 }
 
 
@@ -339,7 +347,7 @@ def test_a_pickle_that_holds_code_is_refused_and_does_not_run(kind, tmp_path):
     mark, file = tmp_path / "executed", tmp_path / "w.pt"
     bomb = Bomb(mark)
     if kind == "pickle":
-        file.write_bytes(pickle.dumps(bomb))
+        file.write_bytes(pickle.dumps(bomb, protocol=2))
     else:
         content = {"state_dict": state(), "extra": bomb} if kind == "wrapped" else bomb
         torch.save(content, file, _use_new_zipfile_serialization=kind != "legacy")
@@ -377,7 +385,7 @@ def test_a_damaged_file_is_refused_by_name(name, content, tmp_path):
 def test_a_file_that_holds_no_state_dict_is_refused(tmp_path):
     for content in ([1, 2], {"epoch": 3}, {"state_dict": {"a": 1}}, torch.zeros(3)):
         torch.save(content, tmp_path / "w.pt")
-        with pytest.raises(LoricaError, match="w.pt holds no state dict"):
+        with pytest.raises(LoricaError, match=r"w\.pt holds no state dict"):
             read_weights(tmp_path / "w.pt")
     with pytest.raises(LoricaError, match="not found"):
         read_weights(tmp_path / "absent.pt")
@@ -496,8 +504,13 @@ def test_a_folder_without_weights_is_refused_even_if_a_pickle_lies_there(tmp_pat
 
 # ----- names -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("wrong", "near"), [("resnt18", "resnet18"), ("cifar_resnet19", "cifar_resnet18"), ("vit_tiny_patch16", "vit_tiny_patch16_224")]
-)  # fmt: skip
+    ("wrong", "near"),
+    [
+        ("resnt18", "resnet18"),
+        ("cifar_resnet19", "cifar_resnet18"),
+        ("vit_tiny_patch16", "vit_tiny_patch16_224"),
+    ],
+)
 def test_an_unknown_architecture_is_refused_with_near_ones(wrong, near):
     error = refusal(ModelConfig(name=wrong, pretrained=False))
     assert wrong in error.problem and near in error.remedy
@@ -525,6 +538,21 @@ def test_without_a_network_a_download_is_refused_in_words(name, monkeypatch, tmp
     assert name in error.problem and "\n" not in error.problem and len(error.problem) < 400
 
 
+@torch.no_grad()
+def test_a_model_of_the_hub_knows_its_own_arguments_and_classes(monkeypatch, tmp_path):
+    place = folder(tmp_path)
+    monkeypatch.setattr(
+        timm.models._factory,
+        "load_model_config_from_hf",
+        lambda name, **_: timm.models._hub.load_model_config_from_path(place),
+    )
+    classifier, notes = load_classifier(ModelConfig(name="someone/small"), ["a", "b", "c"])
+    assert classifier.architecture.name == "cifar_resnet18" and classifier.architecture.arguments["width"] == 2
+    assert notes == []
+    local, _ = load_classifier(ModelConfig(name=str(place)))
+    assert torch.equal(classifier(pictures()), local(pictures()))
+
+
 @pytest.mark.parametrize(
     "options", [{"size": (0, 32)}, {"std": (0.0, 1.0, 1.0)}, {"mean": (0.5, 0.5)}, {"mean": (float("nan"),) * 3}]
 )
@@ -542,6 +570,6 @@ def test_a_missing_library_is_named_with_what_installs_it(missing, monkeypatch):
 
 
 def test_the_privacy_side_does_not_import_timm():
-    rooms = "adapt, audit, cli, demo, generate, report, shadows, vision"
+    rooms = "adapt, audit, cli, demo, finetune, generate, report, shadows, vision"
     code = f"import sys; from lorica import {rooms}; assert 'timm' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})

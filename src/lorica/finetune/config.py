@@ -43,6 +43,14 @@ class AttackConfig(Config):
     @model_validator(mode="after")
     def _sound(self) -> Self:
         _ = self.threat
+        if not 0 < self.size <= 2 * self.eps:
+            raise LoricaError(
+                f"step_size = {self.size:g}: a step is above 0 and at most as long as the ball of eps = {self.eps:g} "
+                "is wide",
+                f"For {self.size:g} levels of 255 write {self.size:g}/255."
+                if self.size >= 1 and self.norm == "linf"
+                else "Leave it out for eps/4.",
+            )
         if self.kind == "n-fgsm" and self.norm != "linf":
             raise LoricaError("n-fgsm is defined for linf", "Use pgd for l2.")
         return self
@@ -62,6 +70,12 @@ class FinetuneConfig(Config):
     attack: AttackConfig = AttackConfig()
 
     epochs: int = Field(60, ge=1, description="in all (paper: 60)")
+    epoch_steps: int = Field(
+        20,
+        ge=1,
+        description="an epoch is as many passes over the training pictures as make at least this many steps: the "
+        "schedules look at epochs, and the paper's smallest set has 29 steps in one",
+    )
     batch_size: int = Field(128, ge=2, description="pictures per step, over all processes (paper: 128)")
     learning_rate: float = Field(0.01, gt=0, description="of SGD at the start (paper: 0.01)")
     schedule: Literal["auto", "step", "constant"] | None = Field(
@@ -117,10 +131,18 @@ class FinetuneConfig(Config):
     @model_validator(mode="after")
     def _sound(self) -> Self:
         method = METHODS[self.method]
+        if self.options and not method.Options.model_fields:
+            raise LoricaError(f"method {self.method} has no options, not {', '.join(self.options)}", "Leave them out.")
         try:
-            load(method.Options, options=self.options)
+            options = load(method.Options, options=self.options)
         except LoricaError as error:
             raise LoricaError(f"options of method {self.method}: {error.problem}", error.remedy) from error
+        blind = self.attack.kind == "pgd" and self.attack.start == "none"
+        if blind and getattr(options, "attack_loss", None) == "kl":
+            raise LoricaError(
+                "attack_loss=kl has no gradient at the picture itself, where start=none begins",
+                "Use start=uniform or gaussian, or attack_loss=ce.",
+            )
         return self
 
     @property

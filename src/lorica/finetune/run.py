@@ -3,7 +3,6 @@
 import shutil
 import time
 from contextlib import AbstractContextManager, nullcontext
-from math import isfinite
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from lorica.errors import LoricaError
 from lorica.finetune.config import FinetuneConfig
 from lorica.finetune.deliver import EVALUATION, MODEL, deliver
 from lorica.finetune.methods import METHODS, Method
+from lorica.finetune.state import load_state
 from lorica.finetune.trainer import CHECKPOINTS, RESUME, Trainer
 from lorica.interrupt import interruptible
 from lorica.monitor import METRICS_FILE, Monitor
@@ -143,13 +143,14 @@ def _resumed(config: FinetuneConfig, trainer: Trainer, identity: dict[str, str])
     folder = config.output / CHECKPOINTS
     if not config.resume or not (folder / RESUME).is_file():
         return {"seconds": 0.0, "stopped": None, "val_robust": []}
-    header = trainer.load(folder)
+    groups, header = load_state(folder / RESUME)
     changed = [what for what, value in identity.items() if header["identity"].get(what) != value]
     if changed:
         raise LoricaError(
             f"this run cannot go on, as something is not what it was when it began: {', '.join(changed)}",
             "Restore it, or start a new run in another folder.",
         )
+    trainer.load(groups, header)
     if trainer.rank == 0:
         console.print(f"Resuming in epoch {trainer.epoch + 1} of {config.epochs}.")
     return dict(header["history"])
@@ -176,8 +177,7 @@ def _train(
     history: dict[str, Any],
 ) -> dict[str, Any]:
     """Train to the end; returns what has happened."""
-    folder, per_epoch = config.output / CHECKPOINTS, len(trainer.batches)
-    done = trainer.epoch * per_epoch + trainer.step_in_epoch
+    folder, per_epoch = config.output / CHECKPOINTS, trainer.steps_per_epoch
     clock = time.perf_counter()
 
     def save() -> None:
@@ -187,7 +187,7 @@ def _train(
         clock = now
         trainer.save(folder, identity, history)
 
-    with _monitor(config, trainer, done) as monitor, interruptible(accelerator) as interrupted:
+    with _monitor(config, trainer) as monitor, interruptible(accelerator) as interrupted:
         while trainer.epoch < config.epochs and history["stopped"] is None:
             begun = trainer.begin_epoch()
             row = {"epoch": trainer.epoch + 1, "learning_rate": trainer.optimiser.param_groups[0]["lr"]} | begun
@@ -203,8 +203,8 @@ def _train(
                 if stop:
                     accelerator.wait_for_everyone()
                     raise KeyboardInterrupt(f"the state in epoch {trainer.epoch + 1} is saved; go on with --resume")
+            _require(trainer.finite(), config, trainer.epoch)
             row |= trainer.end_epoch()
-            _require(isfinite(row["loss"]), config, trainer.epoch)
             row |= trainer.validate()
             decision = trainer.decide(row, folder)
             history["val_robust"].append(row["val_robust"])
@@ -229,15 +229,17 @@ def _reason(robust: list[float], spent: bool, epoch: int, epochs: int) -> str | 
     return None
 
 
-def _monitor(config: FinetuneConfig, trainer: Trainer, done: int) -> AbstractContextManager[Monitor | None]:
+def _monitor(config: FinetuneConfig, trainer: Trainer) -> AbstractContextManager[Monitor | None]:
     if trainer.rank:
         return nullcontext()
-    return Monitor(config.output, config.epochs * len(trainer.batches), done, doing=config.method, live=LIVE)
+    steps = trainer.steps_per_epoch
+    # From the epoch's first step: an epoch whose last step is saved may have been logged, and will be again.
+    return Monitor(config.output, config.epochs * steps, trainer.epoch * steps, doing=config.method, live=LIVE)
 
 
 def _require(fine: bool, config: FinetuneConfig, epoch: int) -> None:
     if not fine:
         raise Diverged(
-            f"training diverged: the loss of epoch {epoch + 1} is not finite",
+            f"training diverged: the loss or the weights of epoch {epoch + 1} are not finite",
             f"Lower --learning-rate. The last checkpoint is untouched ({config.output / CHECKPOINTS}).",
         )

@@ -36,4 +36,4 @@ def gradient_similarity(
 
 def _cosine(products: Tensor) -> Tensor:
     inner, first, second = products
-    return inner / (first.sqrt() * second.sqrt())
+    return (inner / (first.sqrt() * second.sqrt())).clamp(-1, 1)  # rounding may lead out

@@ -65,9 +65,11 @@ class Trainer:
             drop_last=True,
             shard=(self.rank, self.world),
         )
+        self._passes = -(-config.epoch_steps // len(self.batches))
+        self.steps_per_epoch = self._passes * len(self.batches)
         self.epoch = self.step_in_epoch = 0
         self.sums: dict[str, Tensor] = {}
-        self._running = 0.0
+        self._running = self._known = 0.0
         half = config.precision == "bf16" or (config.precision == "auto" and self.device.type == "cuda")
         self._half = half
         self._compared = self._evenly_spaced(config.similarity_batches)
@@ -142,11 +144,11 @@ class Trainer:
     # ----- one epoch ----------------------------------------------------------------------------------------------
     def begin_epoch(self) -> dict[str, float]:
         """Set the loss weights of an epoch; returns them, and the natural accuracy that they follow from."""
-        known: dict[str, float] = {}
-        if self.step_in_epoch == 0 and self.method.needs_natural_accuracy:
-            accuracy = self._natural_accuracy()
-            self.method.adjust(accuracy)
-            known["natural_accuracy"] = accuracy
+        needed = self.method.needs_natural_accuracy
+        if self.step_in_epoch == 0 and needed:
+            self._known = self._natural_accuracy()
+            self.method.adjust(self._known)
+        known = {"natural_accuracy": self._known} if needed else {}
         return known | {f"weight_{name}": weight for name, weight in self.method.weights.items()}
 
     def _natural_accuracy(self) -> float:
@@ -158,14 +160,16 @@ class Trainer:
 
     def pending(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches that are left of the epoch."""
-        return self.batches.epoch(self.epoch, start=self.step_in_epoch)
+        done, start = divmod(self.step_in_epoch, len(self.batches))
+        for number in range(done, self._passes):
+            yield from self.batches.epoch(self.epoch * self._passes + number, start=start if number == done else 0)
 
     def end_epoch(self) -> dict[str, float]:
         """Means over the epoch's batches; waits for the device."""
         names = list(self.sums)
         together = self.accelerator.reduce(torch.stack([self.sums[name] for name in names]), "mean").tolist()
         sums = dict(zip(names, together, strict=True))
-        steps = len(self.batches)
+        steps = self.steps_per_epoch
         row = {name: total / steps for name, total in sums.items() if f"{name}#" not in sums and "#" not in name}
         row |= {name: total / sums[f"{name}#"] for name, total in sums.items() if sums.get(f"{name}#")}
         self._running = min(1.0, row.get("natural_correct", 0.0))
@@ -252,6 +256,7 @@ class Trainer:
             "step_in_epoch": self.step_in_epoch,
             "weights": self.method.weights,
             "running": self._running,
+            "natural_accuracy": self._known,
             "schedule": self.schedule.state(),
             "learning_rate": self.optimiser.param_groups[0]["lr"],
             "best_average": self.best_average,
@@ -260,21 +265,20 @@ class Trainer:
         }
         self._save(folder / RESUME, header, {"sums": self.sums, "momenta": momenta(self.optimiser)})
 
-    def load(self, folder: Path) -> dict[str, Any]:
-        """Go on from `save`; returns its header."""
-        groups, header = load_state(folder / RESUME)
+    def load(self, groups: dict[str, dict[str, Tensor]], header: dict[str, Any]) -> None:
+        """Go on from what `save` wrote."""
         self._load_weights(groups)
         restore_momenta(self.optimiser, groups.get("momenta", {}))
         for group in self.optimiser.param_groups:
             group["lr"] = header["learning_rate"]
         self.sums = {name: value.to(self.device) for name, value in groups.get("sums", {}).items()}
         self.epoch, self.step_in_epoch = header["epoch"], header["step_in_epoch"]
-        self.method.weights, self._running = header["weights"], header["running"]
+        self.method.weights = header["weights"]
+        self._running, self._known = header["running"], header["natural_accuracy"]
         self.schedule = type(self.schedule).restored(header["schedule"])
         self.best_average = header["best_average"]
         if self.average is not None:
             self.average.steps = header["average_steps"]
-        return header
 
     def _save(self, file: Path, header: dict[str, Any], more: dict[str, dict[str, Tensor]] | None = None) -> None:
         if self.rank:
@@ -293,11 +297,12 @@ class Trainer:
 
     # ----- details --------------------------------------------------------------------------------------------------
     def finite(self) -> bool:
-        """Whether the losses of the epoch so far are numbers; waits for the device."""
-        return bool(self.sums["loss"].isfinite()) if "loss" in self.sums else True
+        """Whether the losses of the epoch so far and the weights are numbers; waits for the device."""
+        values = [self.sums.get("loss", torch.zeros((), device=self.device)), *self.method.state_dict().values()]
+        return bool(torch.stack([value.isfinite().all() for value in values]).all())
 
     def _evenly_spaced(self, count: int) -> frozenset[int]:
-        total = len(self.batches)
+        total = self.steps_per_epoch
         return frozenset(i * total // min(count, total) for i in range(min(count, total))) if count else frozenset()
 
     def _autocast(self) -> torch.autocast:

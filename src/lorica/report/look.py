@@ -8,14 +8,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 import plotly.graph_objects as go
 
-from lorica.report.run import ReportRun
-
 INK, MUTED, GRID, SHADE, SURFACE = "#1f2a37", "#566374", "#e4e8ee", "#eef1f5", "#ffffff"
-_NEUTRAL = {INK: "#e8ebf0", MUTED: "#a3aebd", GRID: "#303843", SHADE: "#262d37", SURFACE: "#1b2028"}
+BAD, GOOD = "#a51d2d", "#1f68ad"
+"""Ends of a scale on both sides of the surface's colour; apart for colour-blind readers too."""
+_NEUTRAL = {INK: "#e8ebf0", MUTED: "#a3aebd", GRID: "#303843", SHADE: "#262d37", SURFACE: "#1b2028", BAD: "#ff8a8f"}
+BAND = 0.16
+"""Opacity of an area that others lie over."""
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
@@ -29,11 +31,27 @@ class Look:
     symbol: str
 
 
+class Drawn(Protocol):
+    """A run on a page."""
+
+    @property
+    def objective(self) -> str:
+        """What decides its look."""
+
+
+_GREY = Look("#66717f", "#9aa6b5", "longdashdot", "x")
+_ORANGE = Look("#c2521b", "#f29559", "solid", "circle")
+_PURPLE = Look("#85479f", "#cb9ae0", "dot", "diamond")
+_BLUE = Look(GOOD, "#6fb1f0", "dash", "square")
 _KNOWN = {
-    "base": Look("#66717f", "#9aa6b5", "longdashdot", "x"),
-    "lora": Look("#c2521b", "#f29559", "solid", "circle"),
-    "mp-lora": Look("#85479f", "#cb9ae0", "dot", "diamond"),
-    "smp-lora": Look("#1f68ad", "#6fb1f0", "dash", "square"),
+    "base": _GREY,
+    "lora": _ORANGE,
+    "mp-lora": _PURPLE,
+    "smp-lora": _BLUE,
+    "at": _GREY,
+    "vanilla": _ORANGE,
+    "twins": _PURPLE,
+    "autolora": _BLUE,
 }
 SPARE = (
     Look("#2c7a52", "#6cc79a", "dashdot", "triangle-up"),
@@ -45,19 +63,21 @@ SPARE = (
 )
 
 
-def faded(colour: str) -> str:
+def faded(colour: str, opacity: float = 0.5) -> str:
     """The translucent form of a hex colour, for areas."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.5)"
+    return f"rgba({red},{green},{blue},{opacity:g})"
 
 
 _EVERY = (*_KNOWN.values(), *SPARE)
 DARK: dict[str, str] = (
-    _NEUTRAL | {look.light: look.dark for look in _EVERY} | {faded(look.light): faded(look.dark) for look in _EVERY}
+    _NEUTRAL
+    | {look.light: look.dark for look in _EVERY}
+    | {faded(look.light, opacity): faded(look.dark, opacity) for look in _EVERY for opacity in (0.5, BAND)}
 )
 
 
-def looks(runs: Sequence[ReportRun]) -> list[Look]:
+def looks(runs: Sequence[Drawn]) -> list[Look]:
     """One look per run: the objective's own for the first run of it, spare ones for the others."""
     known, spare = dict(_KNOWN), _spare()
     return [known.pop(run.objective) if run.objective in known else next(spare) for run in runs]

@@ -1,7 +1,5 @@
-"""Assembles the report: one HTML file with everything inside it, which a browser never lets reach the network."""
+"""Assembles the report of membership audits."""
 
-import base64
-import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
@@ -10,19 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
-from lorica.artefacts import write_text
 from lorica.errors import LoricaError
 from lorica.report import figures, words
+from lorica.report.html import as_yaml, inline_json, shown, told_apart, write_page
 from lorica.report.look import DARK, looks
 from lorica.report.pictures import exposed, samples
 from lorica.report.run import Estimate, ReportRun, finite
-
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
@@ -92,22 +84,13 @@ def build(runs: Sequence[ReportRun], *, title: str, command: str, output: Path) 
     """
     if not runs:
         raise LoricaError("a report needs at least one result", "Give the folder of an audit.")
-    runs = _complete(runs)
-    page = _render(runs, title, command)
-    # Names may hold bytes that no encoding knows (surrogates); the page must not fail on them.
-    write_text(output, page.encode("utf-8", "replace").decode("utf-8"))
-    return output
+    return _write(_complete(runs), title, command, output)
 
 
 def _complete(runs: Sequence[ReportRun]) -> list[ReportRun]:
     """Tell equal labels apart, and gather what the other runs know of the base model."""
-    labels = [run.label for run in runs]
-    named = [
-        replace(run, label=f"{run.label} ({labels[: index + 1].count(run.label)})")
-        if labels.count(run.label) > 1
-        else run
-        for index, run in enumerate(runs)
-    ]
+    labels = told_apart([run.label for run in runs])
+    named = [replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
     if any(run.part("controls", "base") for run in runs) and not any(run.objective == "base" for run in runs):
         named.insert(0, ReportRun("Base model"))
     # Before its first step a LoRA is the base model.
@@ -122,21 +105,13 @@ def _complete(runs: Sequence[ReportRun]) -> list[ReportRun]:
     ]
 
 
-def _render(runs: list[ReportRun], title: str, command: str) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": words.number, "percent": words.percent, "listed": words.listed}
-    style, code = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "report.js"))
-    scripts = [Markup(get_plotlyjs()), Markup(code)]
+def _write(runs: list[ReportRun], title: str, command: str, output: Path) -> Path:
     audited = [run for run in runs if run.attacks]
     strongest = [_strongest(run, index, runs) for index, run in enumerate(runs)]
     plots, every = _plots(runs, strongest), _every_attack(runs)
-    return environment.get_template("report.html.j2").render(
+    return write_page(
+        "report.html.j2",
+        output,
         title=title,
         command=command,
         headline=words.headline(audited),
@@ -161,14 +136,11 @@ def _render(runs: list[ReportRun], title: str, command: str) -> str:
         samples=samples(runs),
         exposed=exposed(runs),
         facts=_facts(audited),
-        settings=[(run.label, _yaml(run)) for run in audited],
+        settings=[(run.label, as_yaml(run.part("provenance", "config"))) for run in audited],
         caveats=words.caveats(runs),
         looks=looks(runs),
         plots=plots,
         data=inline_json({"figures": plots, "dark": DARK}),
-        style=Markup(style),
-        scripts=scripts,
-        allowed=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),
     )
 
 
@@ -265,25 +237,5 @@ def _facts(audited: Sequence[ReportRun]) -> list[tuple[str, list[str]]]:
     wanted += [(str(key).replace("_", " ").capitalize(), ("target", key)) for key in more]
     packages = sorted({name for run in audited for name in run.part("provenance", "versions")})
     wanted += [(name, ("provenance", "versions", name)) for name in packages]
-    facts = [(name, [_shown(run.part(*path[:-1]).get(path[-1])) for run in audited]) for name, path in wanted]
+    facts = [(name, [shown(run.part(*path[:-1]).get(path[-1])) for run in audited]) for name, path in wanted]
     return [(name, values) for name, values in facts if any(value != "—" for value in values)]
-
-
-def _shown(value: Any) -> str:
-    return "—" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _yaml(run: ReportRun) -> str:
-    config = run.part("provenance", "config")
-    return str(yaml.safe_dump(config, sort_keys=False, allow_unicode=True)) if config else ""
-
-
-def inline_json(value: Any) -> Markup:
-    """JSON that no text inside it can end early: `<`, `>` and `&` are written as escapes, which JSON reads back."""
-    text = json.dumps(value, allow_nan=False)
-    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
-
-
-def _digest(script: str) -> str:
-    """What a Content-Security-Policy calls a script: only those two run, whatever a caption may smuggle in."""
-    return base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")

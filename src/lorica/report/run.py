@@ -21,6 +21,13 @@ def finite(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
+def section(node: Any, *path: str) -> dict[str, Any]:
+    """What lies in nested JSON under the keys of `path`; empty where there is no object."""
+    for key in path:
+        node = node.get(key) if isinstance(node, dict) else None
+    return node if isinstance(node, dict) else {}
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A measured value with its interval; any of the three may be unknown."""
@@ -67,10 +74,7 @@ class ReportRun:
 
     def part(self, *path: str) -> dict[str, Any]:
         """A section of the audit, empty where it is absent."""
-        node: Any = self.audit
-        for key in path:
-            node = node.get(key) if isinstance(node, dict) else None
-        return node if isinstance(node, dict) else {}
+        return section(self.audit, *path)
 
     @property
     def objective(self) -> str:
@@ -134,13 +138,7 @@ def load_run(audit_folder: Path, run_folder: Path | None = None) -> ReportRun:
     Raises:
         LoricaError: there is no audit in the folder, or a file is damaged or of a newer schema.
     """
-    audit = read_json(audit_folder / "audit.json", "audit result")
-    if not isinstance(audit, dict) or audit.get("schema") != SCHEMA:
-        found = audit.get("schema") if isinstance(audit, dict) else type(audit).__name__
-        raise LoricaError(
-            f"{audit_folder / 'audit.json'} has schema {found!r}, this version reads {SCHEMA}",
-            "Audit again with this version of lorica, or report with the version that audited.",
-        )
+    audit = read_result(audit_folder / "audit.json", "audit result", SCHEMA)
     folders = [audit_folder] + ([run_folder] if run_folder is not None else [])
     quality = next((folder / "quality.json" for folder in folders if (folder / "quality.json").is_file()), None)
     grids = sorted((run_folder / "samples").glob("step_*.png"))[-1:] if run_folder is not None else []
@@ -148,7 +146,7 @@ def load_run(audit_folder: Path, run_folder: Path | None = None) -> ReportRun:
     return ReportRun(
         label=_name(target if isinstance(target, dict) else {}) or audit_folder.name,
         audit=audit,
-        metrics=_read_lines(run_folder / "metrics.jsonl") if run_folder is not None else [],
+        metrics=read_lines(run_folder / "metrics.jsonl") if run_folder is not None else [],
         quality=read_json(quality, "quality result") if quality is not None else None,
         samples=list(grids),
         captions=[f"drawn in training, {_step(grid)}" for grid in grids],
@@ -178,7 +176,23 @@ def _step(grid: Path) -> str:
     return f"step {digits or '0'}"
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def read_result(file: Path, what: str, schema: int) -> dict[str, Any]:
+    """Read a result of a known schema.
+
+    Raises:
+        LoricaError: it is absent, damaged, or of another schema.
+    """
+    result = read_json(file, what)
+    if not isinstance(result, dict) or result.get("schema") != schema:
+        found = result.get("schema") if isinstance(result, dict) else type(result).__name__
+        raise LoricaError(
+            f"{file} has schema {found!r}, this version reads {schema}",
+            "Measure again with this version of lorica, or report with the version that measured.",
+        )
+    return result
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; none where there is no file. A last line cut off by a kill is skipped."""
     if not path.is_file():
         return []

@@ -26,7 +26,8 @@
     }
     // Printing lays the page out anew without telling the plots: give them their size on a sheet beforehand.
     const tall = plot.classList.contains("tall");
-    if (onPaper) Object.assign(copy.layout, tall ? { width: 640, height: 400 } : { width: 290, height: 240 });
+    const own = Math.min(parseFloat(plot.style.height) || 400, 880);
+    if (onPaper) Object.assign(copy.layout, tall ? { width: 640, height: own } : { width: 290, height: 240 });
     const displayModeBar = tall && "hover";
     return Plotly.react(plot, copy.data, copy.layout, { responsive: true, displaylogo: false, displayModeBar, modeBarButtons: tools });
   };

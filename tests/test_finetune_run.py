@@ -1,0 +1,531 @@
+"""`lorica finetune` end to end on tiny networks: every method, what is attacked, kept, selected, logged and refused."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from finetune_runs import (
+    RUN, STEPS, Epoch, around_step, configured, exported, press_ctrl_c, record, same, watch_epochs, write_pictures,
+)  # fmt: skip
+from lorica.config import load
+from lorica.data.batches import ordered
+from lorica.data.label_split import LabelledSplit
+from lorica.errors import LoricaError
+from lorica.finetune import METHODS, AttackConfig, Diverged, FinetuneConfig, gradient_similarity, run
+from lorica.finetune.ema import Average
+from lorica.finetune.methods import AutoLora
+from lorica.finetune.state import load_state
+from lorica.finetune.trainer import BEST, CHECKPOINTS, LAYER, Trainer
+from lorica.monitor import read_metrics
+from lorica.robustness.pgd import crafting
+from lorica.vision import ModelConfig, load_classifier
+
+Finetune = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("pictures") / "colours")
+
+
+@pytest.fixture
+def finetune(pictures: Path, tmp_path: Path) -> Finetune:
+    """Runs in tmp_path/run unless told otherwise."""
+    return lambda **options: run(configured(**({"pictures": pictures, "output": tmp_path / "run"} | options)))
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    **{name: {"method": name} for name in METHODS},
+    "n-fgsm": {"attack": {"kind": "n-fgsm", "eps": "4/255", "steps": 1}},
+    "l2": {"attack": {"norm": "l2", "eps": 0.5, "steps": 1}, "method": "vanilla", "ema": 0, "schedule": "auto"},
+    "dual": {"method": "vanilla", "options": {"batch_norm": "dual", "attack_loss": "kl"}, "schedule": "constant"},
+    "running": {"natural_accuracy": "running", "attack": {"steps": 1, "start": "gaussian"}, "channels_last": False},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a run of each variant, made when it is first wanted. Read only."""
+    root = tmp_path_factory.mktemp("runs")
+
+    def folder(name: str) -> Path:
+        if not (root / name).exists():
+            run(configured(pictures, root / name, **VARIANTS[name]))
+        return root / name
+
+    return folder
+
+
+# ----- every method -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_every_method_runs_from_pictures_to_a_model_and_its_record(
+    runs: Callable[[str], Path], pictures: Path, variant: str
+) -> None:
+    output = runs(variant)
+    found, rows = json.loads((output / "run.json").read_text()), read_metrics(output)
+    settings = configured(pictures, output, **VARIANTS[variant])
+    assert found["config"] == settings.model_dump(mode="json")
+    assert (found["method"], found["seed"], found["processes"]) == (settings.method, 0, 1)
+    assert found["counts"] == {"train": 24, "val": 9, "test": 9} and found["classes"] == ["blue", "green", "red"]
+    assert found["fast_mode"] is (variant == "n-fgsm")
+    assert found["threat"] == ("L2 0.5" if variant == "l2" else f"L-inf {255 * settings.attack.eps:.0f}/255")
+    assert found["epochs"] == 2 and found["stopped"] is None and 0 < found["seconds"] < 600
+
+    assert [(row["epoch"], row["step"]) for row in rows] == [(1, STEPS), (2, 2 * STEPS)]
+    terms = {key.removeprefix("weight_") for key in rows[0] if key.startswith("weight_")}
+    for row in rows:
+        assert all(math.isfinite(row[term]) and row[term] >= 0 for term in terms)
+        weighted = sum(row[f"weight_{term}"] * row[term] for term in terms)
+        assert row["loss"] == pytest.approx(weighted, rel=1e-5)
+        assert ("val_average_robust" in row) == ("val_average_natural" in row) == (settings.ema > 0)
+        assert ("natural_accuracy" in row) == METHODS[settings.method].needs_natural_accuracy
+        assert all(0 <= value <= 1 for key, value in row.items() if key.startswith("val_") or "_correct" in key)
+        assert all(0 <= row[key] <= 1 and round(9 * row[key], 6) % 1 == 0 for key in ("val_natural", "val_robust"))
+    prefix = "val_average_" if found["weights"] == "ema" else "val_"
+    best = rows[found["best_epoch"] - 1]
+    assert (found["val_natural"], found["val_robust"]) == (best[f"{prefix}natural"], best[f"{prefix}robust"])
+    highest = max(row[key] for row in rows for key in ("val_robust", "val_average_robust") if key in row)
+    assert found["val_robust"] == highest
+
+    model, _ = load_classifier(ModelConfig(name=str(output / "model")))
+    start, _ = load_classifier(settings.model, found["classes"])
+    assert model.state_dict().keys() == start.state_dict().keys() and model.classes == start.classes
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    assert not same(dict(model.named_parameters()), dict(start.named_parameters()))
+    assert any((output / "tensorboard").iterdir()) and (output / "model" / "README.md").is_file()
+
+
+def test_fine_tuning_learns_colours_under_attack(finetune: Finetune) -> None:
+    found = finetune(epochs=8, schedule="constant", attack={"eps": "8/255", "steps": 3})
+    assert found["val_natural"] == found["val_robust"] == 1.0
+
+
+def test_the_same_configuration_gives_the_same_bits_and_another_seed_others(
+    finetune: Finetune, runs: Callable[[str], Path], tmp_path: Path
+) -> None:
+    finetune()
+    assert record(tmp_path / "run") == record(runs("autolora"))
+    assert same(exported(tmp_path / "run"), exported(runs("autolora")))
+    assert read_metrics(tmp_path / "run") == read_metrics(runs("autolora"))
+    other = finetune(output=tmp_path / "other", seed=1)
+    assert other["weights_sha256"] != record(runs("autolora"))["weights_sha256"]
+
+
+def test_bf16_trains_float32_weights(finetune: Finetune, runs: Callable[[str], Path], tmp_path: Path) -> None:
+    finetune(precision="bf16")
+    half, full = read_metrics(tmp_path / "run"), read_metrics(runs("autolora"))
+    assert half[0]["loss"] == pytest.approx(full[0]["loss"], rel=0.05) and half[0]["loss"] != full[0]["loss"]
+    groups, _ = load_state(tmp_path / "run" / CHECKPOINTS / BEST)
+    kinds = {value.dtype for group in groups.values() for value in group.values()}
+    assert kinds == {torch.float32, torch.int64}
+    assert all(math.isfinite(value) for row in half for value in row.values())
+
+
+# ----- adversarial pictures -----------------------------------------------------------------------------------------
+def test_the_attack_is_on_the_network_in_eval_mode_and_never_on_the_branch(
+    finetune: Finetune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step from the pictures themselves, so that it can be redone by hand."""
+    original, seen = AutoLora.forward, []
+
+    def forward(self: AutoLora, natural: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.training and self.classifier.training
+        with crafting(self), torch.enable_grad():
+            pixels = natural.clone().requires_grad_()
+            logits = self.classifier(pixels)
+        seen.append((natural, adversarial, torch.stack([torch.autograd.grad(part.sum(), pixels, retain_graph=True)[0]
+                     for part in logits.log_softmax(1).unbind(1)])))  # fmt: skip
+        return original(self, natural, adversarial)
+
+    labels: list[Tensor] = []
+    monkeypatch.setattr(AutoLora, "forward", forward)
+    around_step(monkeypatch, -1, press_ctrl_c)
+    step = Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda self, x, y: (labels.append(y), step(self, x, y))[1])
+    finetune(attack={"steps": 1, "start": "none", "eps": "4/255", "step_size": "3/255"}, epochs=2)
+    assert len(seen) == len(labels) == 2 * STEPS
+    for (natural, adversarial, gradients), truth in zip(seen, labels, strict=True):
+        rising = -gradients[truth, torch.arange(len(truth))].sign()
+        assert torch.allclose(adversarial, (natural + 3 / 255 * rising).clamp(0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("start", ["uniform", "gaussian"])
+def test_adversarial_pictures_are_allowed_ones_and_their_start_is_drawn_anew_for_each_step(
+    finetune: Finetune, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    original, seen = AutoLora.forward, []
+
+    def forward(self: AutoLora, natural: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append((natural, adversarial))
+        return original(self, natural, adversarial)
+
+    monkeypatch.setattr(AutoLora, "forward", forward)
+    finetune(attack={"steps": 1, "start": start, "eps": "4/255", "step_size": "1/255"}, augment=False)
+    moves = [adversarial - natural for natural, adversarial in seen]
+    assert all(0 < move.abs().max() <= 4 / 255 + 1e-6 for move in moves)
+    assert all(0 <= adversarial.min() and adversarial.max() <= 1 for _, adversarial in seen)
+    assert not any(torch.equal(a, b) for i, a in enumerate(moves) for b in moves[:i])
+    if start == "gaussian":
+        assert all((move.abs() - 1 / 255).abs().quantile(0.9) < 0.004 for move in moves)
+
+
+# ----- loss weights -------------------------------------------------------------------------------------------------
+def accuracy_of(epoch: Epoch, split: LabelledSplit) -> float:
+    """Of the branch on the training pictures, as they are."""
+    method = epoch.method.eval()
+    with torch.no_grad():
+        hits = [
+            (method.natural_logits(pixels).argmax(1) == labels).float()
+            for pixels, labels in ordered(split.train, 5, "cpu")
+        ]
+    return float(torch.cat(hits).mean())
+
+
+def keep_split(patch: pytest.MonkeyPatch, change: Callable[[LabelledSplit], LabelledSplit] = lambda split: split) -> Any:
+    original, kept = RUN.split_labelled, []
+
+    def split_labelled(*args: Any, **kwargs: Any) -> LabelledSplit:
+        kept.append(change(original(*args, **kwargs)))
+        return kept[-1]
+
+    patch.setattr(RUN, "split_labelled", split_labelled)
+    return kept
+
+
+def test_the_loss_weights_follow_the_branchs_accuracy_on_the_training_pictures(
+    finetune: Finetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs, splits = watch_epochs(monkeypatch), keep_split(monkeypatch)
+    finetune(epochs=3, options={"alpha": 2.0, "lambda2_max": 5.0})
+    rows = read_metrics(tmp_path / "run")
+    for row, epoch in zip(rows[1:], epochs[:-1], strict=True):
+        assert row["natural_accuracy"] == pytest.approx(accuracy_of(epoch, splits[0]))
+    assert len({row["natural_accuracy"] for row in rows}) > 1
+    for row in rows:
+        learned = row["natural_accuracy"] ** 2
+        assert (row["weight_natural"], row["weight_adversarial"]) == pytest.approx((1 - learned, learned))
+        assert row["weight_kl"] == pytest.approx(5 * learned)
+
+
+def test_the_running_accuracy_is_that_of_the_last_epochs_own_batches(runs: Callable[[str], Path]) -> None:
+    first, second = read_metrics(runs("running"))
+    assert second["natural_accuracy"] == first["natural_correct"] > 0
+    assert second["weight_kl"] == pytest.approx(6 * first["natural_correct"])
+
+
+# ----- schedule, selection, averages --------------------------------------------------------------------------------
+def test_the_best_weights_come_back_when_the_schedule_says_so(
+    finetune: Finetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs = watch_epochs(monkeypatch, robust=[0.5, 0.6, 0.55, 0.52, 0.51])
+    found = finetune(epochs=5)
+    first, second, third, *_ = epochs
+    assert [epoch.decision.reload for epoch in epochs] == [False, False, True, False, True]
+    assert [epoch.decision.best for epoch in epochs] == [True, True, False, False, False]
+    assert same(first.before, first.after) and same(second.before, second.after)
+    assert same(third.after, second.before) and not same(third.before, third.after)
+    assert any(key.startswith("branch.") for key in third.after)
+    assert any("running_mean" in key for key in third.after)
+    assert same(third.average, second.average)  # the average goes back too
+    assert all(torch.equal(a, b) for a, b in zip(*third.momenta, strict=True))  # the momentum does not
+    assert any(buffer.any() for buffer in third.momenta[1])
+    rows = read_metrics(tmp_path / "run")
+    assert [row["learning_rate"] for row in rows] == [0.05, 0.05, 0.05, 0.025, 0.025]
+    assert [row["reloaded"] for row in rows] == [0, 0, 1, 0, 1]
+    assert (found["weights"], found["best_epoch"], found["val_robust"]) == ("raw", 2, 0.6)
+    backbone = {key.removeprefix("classifier.backbone."): value for key, value in second.before.items()}
+    assert same(exported(tmp_path / "run"), {k: v for k, v in backbone.items() if not k.startswith("branch")})
+
+
+def test_catastrophic_overfitting_ends_the_run_which_keeps_its_best_weights(
+    finetune: Finetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs = watch_epochs(monkeypatch, robust=[0.4, 0.6, 0.29, 0.9])
+    found = finetune(epochs=4, schedule="constant", attack={"kind": "n-fgsm", "eps": "4/255", "steps": 1})
+    assert found["stopped"].startswith("catastrophic overfitting in epoch 3") and "0.600 to 0.290" in found["stopped"]
+    assert (found["epochs"], found["best_epoch"], found["weights"]) == (3, 2, "raw") and len(epochs) == 3
+    fc = epochs[1].before["classifier.backbone.fc.weight"]
+    assert torch.equal(exported(tmp_path / "run")["fc.weight"], fc)
+
+
+@pytest.mark.parametrize("robust", [[0.6, 0.31, 0.6], [0.15, 0.06, 0.1]], ids=["above half", "of nearly nothing"])
+def test_a_smaller_fall_is_no_collapse(
+    finetune: Finetune, monkeypatch: pytest.MonkeyPatch, robust: list[float]
+) -> None:
+    watch_epochs(monkeypatch, robust)
+    found = finetune(epochs=3, schedule="constant")
+    assert found["stopped"] is None and found["epochs"] == 3
+
+
+def test_a_run_ends_when_its_learning_rate_is_spent(finetune: Finetune, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch_epochs(monkeypatch, robust=[0.5] * 9)
+    found = finetune(epochs=9, schedule_every=1, learning_rate=3e-5)
+    assert found["epochs"] == 3 and found["stopped"] == "the learning rate was spent after epoch 3"
+
+
+def test_the_average_that_is_better_on_the_validation_pictures_is_exported(
+    finetune: Finetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = iter([(0.5, 0.3), (0.4, 0.7), (0.6, 0.65)])
+
+    def validate(self: Trainer) -> dict[str, float]:
+        raw, average = next(numbers)
+        return {"val_natural": 0.9, "val_robust": raw, "val_average_natural": 0.8, "val_average_robust": average}
+
+    epochs = watch_epochs(monkeypatch)
+    monkeypatch.setattr(Trainer, "validate", validate)
+    found = finetune(epochs=3)
+    assert (found["weights"], found["best_epoch"]) == ("ema", 2)
+    assert (found["val_natural"], found["val_robust"]) == (0.8, 0.7)
+    average = {key.removeprefix("backbone."): value for key, value in epochs[1].average.items()}
+    assert same(exported(tmp_path / "run"), average)
+
+
+class Scalar(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+        self.register_buffer("mean", torch.tensor(10.0, dtype=torch.float64))
+        self.register_buffer("count", torch.tensor(0))
+
+
+def test_the_average_is_its_closed_form_with_a_warm_up() -> None:
+    module, decay = Scalar(), 0.6
+    average = Average(module, decay)
+    history = [1.0]
+    for step in range(1, 21):
+        with torch.no_grad():
+            module.weight.fill_(float(step**2))
+            module.mean.fill_(10.0 * step**2)
+            module.count.fill_(step)
+        average.update(module)
+        history.append(float(step**2))
+        decays = [min(decay, (1 + n) / (10 + n)) for n in range(1, step + 1)]
+        shares = [math.prod(decays)] + [(1 - decays[n]) * math.prod(decays[n + 1 :]) for n in range(step)]
+        expected = sum(share * value for share, value in zip(shares, history, strict=True))
+        assert float(average.values["weight"]) == pytest.approx(expected)
+        if step > 1:
+            assert float(average.values["count"]) == step
+    assert min(decays) == 2 / 11 and max(decays) == decay  # both sides of the minimum were seen
+    assert float(module.weight.detach()) == 400.0
+
+
+# ----- gradient similarity ------------------------------------------------------------------------------------------
+def test_gradient_similarity_is_the_cosine_by_hand() -> None:
+    a = nn.Parameter(torch.tensor([1.0, -2.0]))
+    b = nn.Parameter(torch.tensor([[0.5]]))
+    c = nn.Parameter(torch.tensor([3.0]))
+    first = 3 * a[0] + 4 * a[1] + 2 * b.sum()
+    second = 4 * a[0] - 3 * a[1] - 5 * b.sum() + c.sum()
+    whole, single = gradient_similarity(first, second, [("a", a), ("b", b), ("c", c)])
+    assert float(whole) == pytest.approx((12 - 12 - 10) / math.sqrt((9 + 16 + 4) * (16 + 9 + 25 + 1)))
+    assert float(single["a"]) == pytest.approx(0, abs=1e-7) and float(single["b"]) == pytest.approx(-1)
+    assert single["c"].isnan()  # the first loss does not reach it
+    first.backward()  # the graph is still there, and no gradient was left behind
+    assert a.grad is not None and a.grad.tolist() == [3, 4] and c.grad is None
+
+
+def test_parallel_gradients_are_no_more_than_alike() -> None:
+    torch.manual_seed(0)
+    for _ in range(50):
+        weights = nn.Parameter(torch.randn(7))
+        loss = (weights * torch.randn(7)).sum()
+        whole, single = gradient_similarity(loss, 3 * loss, [("weights", weights)])
+        assert 1 - 1e-6 < whole <= 1 and 1 - 1e-6 < single["weights"] <= 1
+
+
+@pytest.mark.parametrize(("variant", "logged"), [("autolora", True), ("vanilla", True), ("twins", True), ("at", False)])
+def test_similarity_is_logged_for_methods_of_two_objectives(
+    runs: Callable[[str], Path], variant: str, logged: bool
+) -> None:
+    last = read_metrics(runs(variant))[-1]
+    assert ("similarity" in last) is logged
+    layers = {key.removeprefix(LAYER): value for key, value in last.items() if key.startswith(LAYER)}
+    assert any("layer2.0.conv1.weight" in key for key in layers) is logged
+    assert not any("fc." in key or "branch" in key for key in layers)  # the feature extractor's alone
+    assert all(-1 <= value <= 1 for value in layers.values())
+
+
+def test_the_logged_similarity_is_the_mean_over_the_compared_batches(
+    finetune: Finetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    original = Trainer._compare
+
+    def compare(self: Trainer, terms: dict[str, Tensor]) -> None:
+        parameters = [p for n, p in self.method.classifier.named_parameters() if ".fc." not in n]
+        vectors = [
+            torch.cat([g.flatten() for g in torch.autograd.grad(terms[name], parameters, retain_graph=True)])
+            for name in ("natural", "kl")
+        ]
+        seen.append(float(F.cosine_similarity(*vectors, dim=0)))
+        original(self, terms)
+
+    monkeypatch.setattr(Trainer, "_compare", compare)
+    finetune(method="vanilla", similarity_batches=2, epochs=1)
+    assert len(seen) == 2 and seen[0] != seen[1]
+    assert read_metrics(tmp_path / "run")[0]["similarity"] == pytest.approx(sum(seen) / 2, abs=1e-3)
+
+
+# ----- the test set -------------------------------------------------------------------------------------------------
+class Untouchable:
+    """The test pictures: they may be named and counted, not looked at."""
+
+    def __init__(self, data: Any) -> None:
+        self.names, self.sha256, self.labels, self.classes = data.names, data.sha256, data.labels, data.classes
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def pixels(self) -> Tensor:
+        raise AssertionError("somebody looks at the test pictures")
+
+    def take(self, rows: Any) -> Any:
+        raise AssertionError("somebody takes test pictures")
+
+
+def test_training_never_looks_at_the_test_pictures(
+    finetune: Finetune, runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = keep_split(
+        monkeypatch, lambda split: dataclasses.replace(split, test=Untouchable(split.test))  # type: ignore[arg-type]
+    )  # fmt: skip
+    finetune()
+    with pytest.raises(AssertionError):
+        splits[0].test.take([0])
+    assert same(exported(tmp_path / "run"), exported(runs("autolora")))
+    assert record(tmp_path / "run") == record(runs("autolora"))
+
+
+# ----- numbers that are not finite ----------------------------------------------------------------------------------
+def test_a_diverging_run_stops_and_names_its_epoch(
+    finetune: Finetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(trainer: Trainer) -> None:
+        with torch.no_grad():
+            trainer.method.classifier.backbone.fc.weight.fill_(float("nan"))
+
+    around_step(monkeypatch, STEPS + 1, spoil)
+    with pytest.raises(Diverged, match="of epoch 2 are") as raised:
+        finetune()
+    assert "--learning-rate" in raised.value.remedy
+    output = tmp_path / "run"
+    assert not (output / "run.json").exists() and not (output / "model").exists()
+    _, header = load_state(output / CHECKPOINTS / "resume.safetensors")
+    assert (header["epoch"], header["step_in_epoch"]) == (1, 0)
+
+
+def test_weights_that_the_last_step_of_an_epoch_spoils_are_not_kept(
+    finetune: Finetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(trainer: Trainer) -> None:
+        with torch.no_grad():
+            trainer.method.classifier.backbone.conv1.weight[0, 0, 0, 0] = float("inf")
+
+    around_step(monkeypatch, STEPS - 1, spoil, after=True)
+    with pytest.raises(Diverged, match="epoch 1"):
+        finetune(epochs=1)
+    assert not any((tmp_path / "run" / CHECKPOINTS).glob("*"))
+
+
+# ----- what is refused ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"method": "autolra"}, r"unknown method 'autolra'.*Did you mean 'autolora'"),
+        ({"options": {"rnak": 4}}, r"method autolora.*`rnak`.*`rank`"),
+        ({"options": {"rank": 0}}, r"method autolora.*`rank` = 0"),
+        ({"method": "at", "options": {"beta": 6}}, r"method at.*beta"),
+        ({"method": "twins", "options": {"rank": 8}}, r"method twins.*`rank`"),
+        ({"attack": {"eps": 8}}, r"eps = 8.*8/255"),
+        ({"attack": {"eps": 0}}, r"eps = 0"),
+        ({"attack": {"kind": "n-fgsm", "norm": "l2", "eps": 0.5}}, r"n-fgsm is defined for linf.*pgd"),
+        ({"attack": {"step_size": 2}}, r"step_size = 2.*2/255"),
+        ({"attack": {"step_size": 0}}, r"step_size = 0"),
+        ({"attack": {"step_size": -0.01}}, r"step_size = -0.01"),
+        ({"method": "vanilla", "options": {"attack_loss": "kl"}, "attack": {"start": "none"}}, r"kl.*start"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_meant_are_refused(pictures: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(LoricaError, match=f"(?s){said}"):
+        load(FinetuneConfig, options={"data": pictures} | options)
+
+
+def test_a_step_of_an_attack_is_a_quarter_of_its_radius_unless_given() -> None:
+    assert AttackConfig().size == pytest.approx(2 / 255) and AttackConfig().steps == 10  # the paper's
+    assert AttackConfig(eps="4/255", step_size="3/255").size == pytest.approx(3 / 255)
+    assert AttackConfig(norm="l2", eps=2.0, step_size=1.5).size == 1.5
+
+
+def test_a_class_with_one_picture_is_refused(finetune: Finetune, tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "few")
+    for number in range(1, 14):
+        (folder / "green" / f"{number}.png").unlink()
+    with pytest.raises(LoricaError, match="green: 1"):
+        finetune(pictures=folder)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_picture_that_cannot_be_read_is_named_before_any_work(finetune: Finetune, tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "torn")
+    (folder / "red" / "3.png").write_bytes((folder / "red" / "3.png").read_bytes()[:100])
+    with pytest.raises(LoricaError, match=r"red/3\.png"):
+        finetune(pictures=folder)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_model_that_returns_probabilities_is_refused_before_training(
+    finetune: Finetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_softmax(config: ModelConfig) -> Any:
+        classifier, notes = load_classifier(config)
+        original = classifier.backbone.forward
+        classifier.backbone.forward = lambda x: original(x).softmax(1)
+        return classifier, notes
+
+    monkeypatch.setattr(RUN, "load_classifier", with_softmax)
+    around_step(monkeypatch, 0, lambda trainer: pytest.fail("training began"))
+    with pytest.raises(LoricaError, match="probabilities") as raised:
+        finetune()
+    assert "softmax" in raised.value.remedy
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_twins_on_a_network_without_batch_norms_is_refused_before_training(
+    finetune: Finetune, tmp_path: Path
+) -> None:
+    arguments = {"embed_dim": 12, "depth": 1, "num_heads": 3, "patch_size": 8}
+    model = {"name": "vit_tiny_patch16_224", "pretrained": False, "size": (16, 16), "arguments": arguments}
+    with pytest.raises(LoricaError, match="batch norms, which vit_tiny"):
+        finetune(method="twins", model=model)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+    assert finetune(model=model, epochs=1)["epochs"] == 1  # autolora takes it
+
+
+def test_an_output_that_holds_a_run_is_refused_unless_it_is_to_be_replaced(
+    finetune: Finetune, runs: Callable[[str], Path], tmp_path: Path
+) -> None:
+    finetune(epochs=1, seed=1)
+    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    with pytest.raises(LoricaError, match="already holds a result") as raised:
+        finetune()
+    assert "--overwrite" in raised.value.remedy and "--resume" in raised.value.remedy
+    assert before == {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    with pytest.raises(LoricaError, match="contradict"):
+        finetune(resume=True, overwrite=True)
+    finetune(overwrite=True)
+    assert same(exported(tmp_path / "run"), exported(runs("autolora")))
+    assert read_metrics(tmp_path / "run") == read_metrics(runs("autolora"))
+
+
+def test_what_is_shown_beside_the_bar_is_logged(runs: Callable[[str], Path]) -> None:
+    assert set(RUN.LIVE) <= read_metrics(runs("autolora"))[-1].keys()
