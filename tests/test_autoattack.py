@@ -1,6 +1,7 @@
 """AutoAttack's adapter against the original package, and what surrounds it: resuming, counting, checking, flags."""
 
 import logging
+import sys
 from dataclasses import replace
 
 import pytest
@@ -10,9 +11,10 @@ from torch import nn
 
 from lorica.errors import LoricaError
 from lorica.robustness.accuracy import confused, confusion, per_class, rate
-from lorica.robustness.attacked import AttackedBatch, Counted, Kept, recheck
+from lorica.robustness.attacked import AttackedBatch, Counted, Kept
 from lorica.robustness.autoattack import TIERS, AutoAttackSettings, autoattack, fitted, tiles_fit
 from lorica.robustness.flags import probe
+from lorica.robustness.recheck import recheck
 from lorica.robustness.threat import Threat
 
 pyautoattack = pytest.importorskip("pyautoattack")
@@ -196,6 +198,14 @@ def test_few_classes_get_the_attacks_that_exist_for_them(classes, expected, norm
     assert result.robust.float().mean() < 0.5
 
 
+def test_a_model_that_is_never_right_has_nothing_to_lose():
+    pixels, _ = pictures(6)
+    with torch.no_grad():
+        wrong = (net()(pixels / 255).argmax(dim=1) + 1) % 6
+    result = autoattack(net(), pixels, wrong, THREATS[0], settings=SMALL)
+    assert not result.robust.any() and all(outcome.forwards == 0 for outcome in result.outcomes.values())
+
+
 def test_a_single_class_is_refused():
     with pytest.raises(LoricaError, match="single class"):
         fitted(AutoAttackSettings(), 1, (8, 8), THREATS[0])
@@ -271,6 +281,17 @@ def test_pictures_that_an_attacker_may_not_show_do_not_count():
     assert checked.unconfirmed == 1
     assert checked.broken.tolist() == [False, False, False, True, False, True]
     assert checked.predictions.tolist() == [-1, -1, -1, 0, -1, 1]
+
+
+def test_without_the_original_package_the_remedy_is_named(monkeypatch):
+    import lorica.robustness
+
+    monkeypatch.setitem(sys.modules, "pyautoattack.autopgd_base", None)
+    monkeypatch.delitem(sys.modules, "lorica.robustness._original", raising=False)
+    monkeypatch.delattr(lorica.robustness, "_original", raising=False)
+    with pytest.raises(LoricaError, match="pyautoattack") as caught:
+        autoattack(net(), *pictures(4), THREATS[0], settings=SMALL)
+    assert "lorica[vision]" in caught.value.remedy
 
 
 # Flags

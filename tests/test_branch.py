@@ -69,6 +69,19 @@ def test_the_matrices_are_those_of_the_paper() -> None:
 
 
 CONVNEXT = {"depths": (1, 1, 1, 2), "dims": (4, 4, 4, 8)}
+
+
+def test_an_adapted_weight_has_gradient_in_the_matrices_alone() -> None:
+    classifier = network("cifar_resnet18", width=4, depths=[1])
+    branch = LoraBranch(classifier, rank=2)
+    name = next(iter(branch.shapes))
+    own = classifier.get_parameter(f"{name}.weight")
+    assert torch.equal(branch.weight(name, own), own)
+    branch.weight(name, own).sum().backward()
+    key = name.replace(".", "/")
+    assert own.grad is None and branch.down[key].grad is not None and branch.up[key].grad.abs().sum() > 0
+
+
 VIT = {"embed_dim": 12, "depth": 2, "num_heads": 3, "patch_size": 8}
 LINEAR = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 

@@ -120,7 +120,7 @@ def subject(model: nn.Module, classes: int, count: int = 150) -> Subject:
     pixels = torch.randint(60, 190, (2 * count, 3, 4, 4), generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, classes, (2 * count,), generator=generator)
     members, others = (labelled(pixels[half], labels[half], classes) for half in (slice(count), slice(count, None)))
-    return Subject(model, others, others.labels, members, torch.arange(classes), {}, {}, [])
+    return Subject(model, others, others.labels, members, others.classes, torch.arange(classes), {}, {}, [])
 
 
 def audited(model: nn.Module, about: Subject, **options) -> dict:

@@ -239,9 +239,12 @@ def test_the_terminal_shows_verdict_attacks_and_warnings_whatever_names_hold(who
     )
     print_evaluation(hostile)
     shown = capsys.readouterr().err
-    assert (
-        "after square" in shown and "worst case" in shown and "[bold]not markup[/]" in shown and "[red]y. z" in shown
-    )
+    assert "[bold]not markup[/]" in shown and "[red]y. z" in shown
+    natural, weak, strong = (line for line in shown.splitlines() if line.startswith((" natural", " L-inf")))
+    assert f"{100 * result['natural']['value']:.1f} % [" in natural and max(map(len, shown.splitlines())) <= 80
+    for line, entry in zip((weak, strong), result["threats"], strict=True):
+        rates = [entry["pgd"], *entry["autoattack"]["attacks"]]
+        assert line.split()[2:7] == [f"{100 * rate['accuracy']['value']:.1f}" for rate in rates]
 
 
 # Which pictures, which classes
@@ -314,6 +317,16 @@ def test_a_part_that_is_not_there_is_refused(configured, option):
     assert "train, test" in caught.value.remedy
 
 
+def test_members_are_none_of_the_evaluated_pictures(configured, tmp_path, data):
+    with pytest.raises(LoricaError, match="very pictures"):
+        subject_of(configured(members="test"))
+    shared = tmp_path / "shared"
+    shutil.copytree(data, shared)
+    shutil.copy(shared / "test" / "red" / "0.png", shared / "train" / "red" / "copy.png")
+    members = subject_of(configured(data=shared, members="train")).members
+    assert len(members) == 120 and "train/red/copy.png" not in members.names
+
+
 def renamed(model: Path, folder: Path, classes: list[str]) -> Path:
     shutil.copytree(model, folder)
     description = json.loads((folder / "config.json").read_text())
@@ -349,6 +362,7 @@ def test_classes_without_names_are_taken_in_the_datas_order_and_that_is_said(con
     place = renamed(model, tmp_path / "numbered", ["0", "1", "2", "3"])
     straight, numbered = (subject_of(configured(model={"name": str(where)})) for where in (model, place))
     assert torch.equal(numbered.labels, straight.labels) and any("order" in note for note in numbered.notes)
+    assert numbered.classes == straight.classes == tuple(sorted(COLOURS))
 
 
 # Kept and resumed
@@ -394,6 +408,32 @@ def test_a_second_call_attacks_nothing_again(configured, monkeypatch):
     assert without_times(second) == without_times(first)
     assert second["cost"]["attacks"] == first["cost"]["attacks"]
     assert second["cost"]["this_call"]["forwards"] < first["cost"]["this_call"]["forwards"] / 3
+
+
+@pytest.mark.parametrize("classes", [4, 3])
+def test_a_higher_tier_goes_on_from_a_lower_one(configured, tmp_path, model, data, classes):
+    if classes == 3:  # where the tiers differ in the settings of the attack that they share
+        whole, data = data, tmp_path / "three"
+        shutil.copytree(whole, data)
+        for part in ("train", "test"):
+            shutil.rmtree(data / part / "red")
+        classifier, _ = load_classifier(ModelConfig(name=str(model)))
+        weight, bias = (parameter.detach()[:3].clone() for parameter in classifier.head.parameters())
+        classifier.take_classes(classifier.classes[:3])
+        with torch.no_grad():
+            for parameter, value in zip(classifier.head.parameters(), (weight, bias), strict=True):
+                parameter.copy_(value)
+        model = tmp_path / "model"
+        export_folder(classifier, model, card="a card")
+    options = {"data": data, "model": {"name": str(model)}}
+    direct = run(configured(**options, tier="lite", output=tmp_path / "direct"))
+    run(configured(**options, tier="quick"))
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "attacks").rglob("apgd-ce-*")}
+    further = run(configured(**options, tier="lite"))
+    assert without_times(further) == without_times(direct)
+    assert all(file.stat().st_mtime_ns == time for file, time in before.items())
+    files = set((tmp_path / "out" / "attacks").rglob("apgd-ce-*"))
+    assert (files == set(before)) is (classes == 4)
 
 
 def test_other_settings_do_not_take_what_was_kept(configured):
@@ -534,7 +574,6 @@ def test_the_customary_radius_depends_on_the_norm(configured):
         ({"eps": "8"}, "pixels lie in"),
         ({"eps": "eight"}, "not a number"),
         ({"eps": []}, "at least one"),
-        ({"members": "test"}, "very pictures"),
         ({"corruptions_folder": "c"}, "without --corruptions"),
     ],
 )

@@ -56,7 +56,7 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def naive_ce(logits: Tensor, labels: Tensor) -> Tensor:
-    rows = [-torch.log(row.exp()[label] / row.exp().sum()) for row, label in zip(logits, labels)]
+    rows = [-torch.log(row.exp()[label] / row.exp().sum()) for row, label in zip(logits, labels, strict=True)]
     return torch.stack(rows).mean()
 
 
@@ -343,7 +343,7 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def test_dual_routes_see_their_own_kind_of_pictures_only(batch: tuple[Tensor, Tensor, Tensor]) -> None:
-    natural, adversarial, labels = batch
+    natural, adversarial, _ = batch
     other = torch.rand(6, 3, 8, 8).double()
     seen = {}
     for key, pictures in {

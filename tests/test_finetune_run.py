@@ -1,5 +1,6 @@
-"""`lorica finetune` end to end on tiny networks: every method, what is attacked, kept, selected, logged and refused."""
+"""`lorica finetune` end to end on tiny networks: every method; what is attacked, kept, logged and refused."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -13,8 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetune_runs import (
-    RUN, STEPS, Epoch, around_step, configured, exported, press_ctrl_c, record, same, watch_epochs, write_pictures,
-)  # fmt: skip
+    NETWORK,
+    RUN,
+    STEPS,
+    Epoch,
+    around_step,
+    configured,
+    exported,
+    record,
+    same,
+    watch_epochs,
+    write_pictures,
+)
 from lorica.config import load
 from lorica.data.batches import ordered
 from lorica.data.label_split import LabelledSplit
@@ -129,6 +140,57 @@ def test_bf16_trains_float32_weights(finetune: Finetune, runs: Callable[[str], P
     assert all(math.isfinite(value) for row in half for value in row.values())
 
 
+def test_a_compiled_network_trains_the_same_and_its_gradients_can_be_compared(
+    finetune: Finetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, compiled = nn.Module.compile, []
+
+    def compile_quickly(self: nn.Module) -> None:  # the same graphs, without a C++ compiler's time
+        compiled.append(self)
+        original(self, backend="aot_eager")
+
+    monkeypatch.setattr(nn.Module, "compile", compile_quickly)
+    settings = {"epochs": 1, "model": NETWORK | {"arguments": {"width": 4, "depths": [1]}}}
+    finetune(output=tmp_path / "plain", **settings)
+    assert not compiled
+    finetune(compile=True, **settings)
+    assert len(compiled) == 1
+    (plain,), (row,) = read_metrics(tmp_path / "plain"), read_metrics(tmp_path / "run")
+    assert row == pytest.approx(plain, rel=1e-4, abs=1e-4)
+    weights = exported(tmp_path / "plain")
+    assert all(torch.allclose(value, weights[key], atol=1e-5) for key, value in exported(tmp_path / "run").items())
+
+
+def test_the_statistics_of_several_processes_become_one_in_the_average_too(
+    finetune: Finetune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes, of which the other one has zeros everywhere."""
+    seen: list[tuple[Any, ...]] = []
+
+    class Two:
+        def reduce(self, values: Tensor, how: str) -> Tensor:
+            assert how == "mean"
+            return values / 2
+
+    def together(trainer: Trainer) -> None:
+        before, average = copy.deepcopy(trainer.method.state_dict()), copy.deepcopy(trainer.average.values)
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, "world", 2)
+            patch.setattr(trainer, "accelerator", Two())
+            trainer._share_statistics()
+        seen.append(
+            (before, copy.deepcopy(trainer.method.state_dict()), average, copy.deepcopy(trainer.average.values))
+        )
+
+    around_step(monkeypatch, 0, together, after=True)
+    finetune(epochs=1)
+    before, after, average, averaged = seen[0]
+    for old, new in ((before, after), (average, averaged)):
+        running = [key for key in old if "running" in key]
+        assert running and all(torch.equal(new[key], old[key] / 2) for key in running)
+    assert torch.equal(before["classifier.backbone.conv1.weight"], after["classifier.backbone.conv1.weight"])
+
+
 # ----- adversarial pictures -----------------------------------------------------------------------------------------
 def test_the_attack_is_on_the_network_in_eval_mode_and_never_on_the_branch(
     finetune: Finetune, monkeypatch: pytest.MonkeyPatch
@@ -147,7 +209,6 @@ def test_the_attack_is_on_the_network_in_eval_mode_and_never_on_the_branch(
 
     labels: list[Tensor] = []
     monkeypatch.setattr(AutoLora, "forward", forward)
-    around_step(monkeypatch, -1, press_ctrl_c)
     step = Trainer.step
     monkeypatch.setattr(Trainer, "step", lambda self, x, y: (labels.append(y), step(self, x, y))[1])
     finetune(attack={"steps": 1, "start": "none", "eps": "4/255", "step_size": "3/255"}, epochs=2)
@@ -171,10 +232,26 @@ def test_adversarial_pictures_are_allowed_ones_and_their_start_is_drawn_anew_for
     finetune(attack={"steps": 1, "start": start, "eps": "4/255", "step_size": "1/255"}, augment=False)
     moves = [adversarial - natural for natural, adversarial in seen]
     assert all(0 < move.abs().max() <= 4 / 255 + 1e-6 for move in moves)
-    assert all(0 <= adversarial.min() and adversarial.max() <= 1 for _, adversarial in seen)
+    assert all(adversarial.min() >= 0 and adversarial.max() <= 1 for _, adversarial in seen)
     assert not any(torch.equal(a, b) for i, a in enumerate(moves) for b in moves[:i])
     if start == "gaussian":
         assert all((move.abs() - 1 / 255).abs().quantile(0.9) < 0.004 for move in moves)
+
+
+# ----- epochs -------------------------------------------------------------------------------------------------------
+def test_an_epoch_of_few_pictures_is_several_passes_over_them(
+    finetune: Finetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+    step, splits = Trainer.step, keep_splits(monkeypatch)
+    monkeypatch.setattr(Trainer, "step", lambda self, x, y: (seen.append(x), step(self, x, y))[1])
+    finetune(epoch_steps=STEPS + 1, augment=False, attack={"steps": 1, "eps": "4/255"})
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [2 * STEPS, 4 * STEPS]
+    known = [picture.float() / 255 for picture in splits[0].train.pixels]
+    order = [next(i for i, other in enumerate(known) if torch.equal(other, x)) for batch in seen for x in batch]
+    passes = [order[i : i + len(known)] for i in range(0, len(order), len(known))]
+    assert all(sorted(one) == list(range(len(known))) for one in passes)  # every picture once in each
+    assert len(passes) == 4 and len({tuple(one) for one in passes}) == 4
 
 
 # ----- loss weights -------------------------------------------------------------------------------------------------
@@ -189,7 +266,9 @@ def accuracy_of(epoch: Epoch, split: LabelledSplit) -> float:
     return float(torch.cat(hits).mean())
 
 
-def keep_split(patch: pytest.MonkeyPatch, change: Callable[[LabelledSplit], LabelledSplit] = lambda split: split) -> Any:
+def keep_splits(
+    patch: pytest.MonkeyPatch, change: Callable[[LabelledSplit], LabelledSplit] = lambda split: split
+) -> list[LabelledSplit]:
     original, kept = RUN.split_labelled, []
 
     def split_labelled(*args: Any, **kwargs: Any) -> LabelledSplit:
@@ -203,7 +282,7 @@ def keep_split(patch: pytest.MonkeyPatch, change: Callable[[LabelledSplit], Labe
 def test_the_loss_weights_follow_the_branchs_accuracy_on_the_training_pictures(
     finetune: Finetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    epochs, splits = watch_epochs(monkeypatch), keep_split(monkeypatch)
+    epochs, splits = watch_epochs(monkeypatch), keep_splits(monkeypatch)
     finetune(epochs=3, options={"alpha": 2.0, "lambda2_max": 5.0})
     rows = read_metrics(tmp_path / "run")
     for row, epoch in zip(rows[1:], epochs[:-1], strict=True):
@@ -248,15 +327,19 @@ def test_the_best_weights_come_back_when_the_schedule_says_so(
 def test_catastrophic_overfitting_ends_the_run_which_keeps_its_best_weights(
     finetune: Finetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    epochs = watch_epochs(monkeypatch, robust=[0.4, 0.6, 0.29, 0.9])
-    found = finetune(epochs=4, schedule="constant", attack={"kind": "n-fgsm", "eps": "4/255", "steps": 1})
-    assert found["stopped"].startswith("catastrophic overfitting in epoch 3") and "0.600 to 0.290" in found["stopped"]
-    assert (found["epochs"], found["best_epoch"], found["weights"]) == (3, 2, "raw") and len(epochs) == 3
+    epochs = watch_epochs(monkeypatch, robust=[0.4, 0.6, 0.28, 0.29, 0.9])
+    found = finetune(epochs=5, schedule="constant", attack={"kind": "n-fgsm", "eps": "4/255", "steps": 1})
+    assert found["stopped"].startswith("catastrophic overfitting in epoch 4") and "0.600 to 0.290" in found["stopped"]
+    assert (found["epochs"], found["best_epoch"], found["weights"]) == (4, 2, "raw") and len(epochs) == 4
     fc = epochs[1].before["classifier.backbone.fc.weight"]
     assert torch.equal(exported(tmp_path / "run")["fc.weight"], fc)
 
 
-@pytest.mark.parametrize("robust", [[0.6, 0.31, 0.6], [0.15, 0.06, 0.1]], ids=["above half", "of nearly nothing"])
+@pytest.mark.parametrize(
+    "robust",
+    [[0.6, 0.31, 0.31], [0.15, 0.06, 0.06], [0.6, 0.1, 0.31]],
+    ids=["above half", "of nearly nothing", "once"],
+)
 def test_a_smaller_fall_is_no_collapse(
     finetune: Finetune, monkeypatch: pytest.MonkeyPatch, robust: list[float]
 ) -> None:
@@ -342,7 +425,9 @@ def test_parallel_gradients_are_no_more_than_alike() -> None:
         assert 1 - 1e-6 < whole <= 1 and 1 - 1e-6 < single["weights"] <= 1
 
 
-@pytest.mark.parametrize(("variant", "logged"), [("autolora", True), ("vanilla", True), ("twins", True), ("at", False)])
+@pytest.mark.parametrize(
+    ("variant", "logged"), [("autolora", True), ("vanilla", True), ("twins", True), ("at", False)]
+)
 def test_similarity_is_logged_for_methods_of_two_objectives(
     runs: Callable[[str], Path], variant: str, logged: bool
 ) -> None:
@@ -396,7 +481,7 @@ class Untouchable:
 def test_training_never_looks_at_the_test_pictures(
     finetune: Finetune, runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    splits = keep_split(
+    splits = keep_splits(
         monkeypatch, lambda split: dataclasses.replace(split, test=Untouchable(split.test))  # type: ignore[arg-type]
     )  # fmt: skip
     finetune()
@@ -500,9 +585,7 @@ def test_a_model_that_returns_probabilities_is_refused_before_training(
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_twins_on_a_network_without_batch_norms_is_refused_before_training(
-    finetune: Finetune, tmp_path: Path
-) -> None:
+def test_twins_on_a_network_without_batch_norms_is_refused_before_training(finetune: Finetune, tmp_path: Path) -> None:
     arguments = {"embed_dim": 12, "depth": 1, "num_heads": 3, "patch_size": 8}
     model = {"name": "vit_tiny_patch16_224", "pretrained": False, "size": (16, 16), "arguments": arguments}
     with pytest.raises(LoricaError, match="batch norms, which vit_tiny"):
@@ -528,4 +611,5 @@ def test_an_output_that_holds_a_run_is_refused_unless_it_is_to_be_replaced(
 
 
 def test_what_is_shown_beside_the_bar_is_logged(runs: Callable[[str], Path]) -> None:
-    assert set(RUN.LIVE) <= read_metrics(runs("autolora"))[-1].keys()
+    assert set(RUN.LIVE | RUN.LAMBDAS) <= read_metrics(runs("autolora"))[-1].keys()
+    assert set(RUN.LIVE) <= read_metrics(runs("at"))[-1].keys()

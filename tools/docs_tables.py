@@ -8,6 +8,8 @@ from pathlib import Path
 from lorica.adapt import DEFENCES, OBJECTIVES, AdaptConfig
 from lorica.audit import ATTACKS
 from lorica.config import walk
+from lorica.finetune import METHODS
+from lorica.robustness.corruptions import CORRUPTIONS
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -48,7 +50,26 @@ def defences() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"attacks": attacks, "defences": defences, "objectives": objectives}
+def methods() -> str:
+    lines = ["| method | what a step minimises | options (default) | source |", "|---|---|---|---|"]
+    for name in METHODS:
+        fields = METHODS[name].Options.model_fields.items()
+        options = ", ".join(f"`{key}` ({'none' if f.default is None else f.default})" for key, f in fields)
+        lines.append(f"| `{name}` | {METHODS[name].summary} | {options} | {METHODS[name].source} |")
+    return "\n".join(lines)
+
+
+def corruptions() -> str:
+    lines = ["| type | kind | what it does | definition |", "|---|---|---|---|"]
+    for name in CORRUPTIONS:
+        kind = CORRUPTIONS[name]
+        lines.append(f"| `{name}` | {kind.category} | {kind.summary} | {kind.fidelity} |")
+    return "\n".join(lines)
+
+
+TABLES = {
+    "attacks": attacks, "corruptions": corruptions, "defences": defences, "methods": methods, "objectives": objectives,
+}  # fmt: skip
 
 
 def filled(text: str) -> str:

@@ -25,7 +25,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Adapt pre-trained image models without leaking the training images, and prove it with measurements.",
+    help="Adapt pre-trained image models without leaking the training images and without breaking under attack, and "
+    "prove both with measurements.",
 )
 
 BAD_INPUT, GATE_FAILED, INTERRUPTED = 2, 3, 130
@@ -313,9 +314,8 @@ def _register() -> None:
         "finetune",
         FinetuneConfig,
         _finetune,
-        positional=("data",),
-        examples="lorica finetune pictures/ --model resnet18\n\n"
-        "lorica finetune pictures/ --model resnet18 --output runs/finetune --resume",
+        examples="lorica finetune --data pictures/ --model resnet18\n\n"
+        "lorica finetune --data pictures/ --model resnet18 --output runs/finetune --resume",
     )
     add_verb(
         "evaluate",

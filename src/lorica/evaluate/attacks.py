@@ -15,10 +15,11 @@ from lorica.evaluate.config import EvaluateConfig
 from lorica.evaluate.subject import Subject
 from lorica.progress import bar
 from lorica.robustness.accuracy import confused, confusion, per_class, rate
-from lorica.robustness.attacked import AttackedBatch, Counted, Kept, Outcome, Recheck, attack_in_batches, recheck
-from lorica.robustness.autoattack import TIERS, AutoAttackResult, AutoAttackSettings, autoattack
+from lorica.robustness.attacked import AttackedBatch, Counted, Kept, Outcome, attack_in_batches
+from lorica.robustness.autoattack import TIERS, AutoAttackResult, AutoAttackSettings, autoattack, fitted
 from lorica.robustness.flags import Flag
 from lorica.robustness.pgd import worst_of
+from lorica.robustness.recheck import Recheck, recheck
 from lorica.robustness.threat import Threat
 from lorica.seeds import stable_seed
 
@@ -87,9 +88,12 @@ def attack_at(
     pixels, labels, natural = subject.pictures.pixels, subject.labels, logits.argmax(dim=1)
     right = natural == labels
     settings = AutoAttackSettings(attacks=TIERS[config.tier])
-    plain = Kept(_folder(threat, subject, config, {"steps": config.pgd_steps, "size": _size(config, threat),
-                                                   "restarts": config.pgd_restarts}))  # fmt: skip
-    kept = Kept(_folder(threat, subject, config, asdict(settings) | {"pyautoattack": version("pyautoattack")}))
+    plain = Kept(_folder(threat, subject, config, {
+        "steps": config.pgd_steps, "size": _size(config, threat), "restarts": config.pgd_restarts,
+    }))  # fmt: skip
+    # Each tier begins with the attacks of the one before, whose batches it finds: what it adds is no part of the key.
+    sizes = asdict(fitted(settings, logits.shape[1], subject.model.architecture.size, threat)[0]) | {"attacks": ()}
+    kept = Kept(_folder(threat, subject, config, sizes | {"pyautoattack": version("pyautoattack")}))
     with _progress(threat) as advance:
         outcome = None
         if config.pgd_steps:
@@ -123,8 +127,8 @@ def attack_at(
         "broken_by_pgd_only": int(only_pgd.sum()),
         "carried_from_smaller_eps": int(carried.sum()),
         "recheck": _recheck_entry(by_auto, by_pgd),
-        "per_class": per_class(robust, labels, subject.model.classes, config.level),
-        **confusions(labels, predictions, subject.model.classes),
+        "per_class": per_class(robust, labels, subject.classes, config.level),
+        **confusions(labels, predictions, subject.classes),
     }
     flags = [*auto.flags, *_flags(entry, len(labels))]
     return Attacked(threat, robust, predictions, found, entry, flags, auto, plain)
@@ -150,14 +154,14 @@ def _size(config: EvaluateConfig, threat: Threat) -> float:
 @contextmanager
 def exactly(precision: str = "fp32") -> Iterator[None]:
     """Products of float32 numbers in float32, or rounded to TF32, on GPUs that know it."""
-    products: Any = torch.backends.cuda.matmul
-    convolutions: Any = torch.backends.cudnn
-    before = products.allow_tf32, convolutions.allow_tf32
-    products.allow_tf32 = convolutions.allow_tf32 = precision == "tf32"
+    backends: Any = torch.backends
+    products, convolutions = backends.cuda.matmul, backends.cudnn.conv
+    before = products.fp32_precision, convolutions.fp32_precision
+    products.fp32_precision = convolutions.fp32_precision = {"fp32": "ieee", "tf32": "tf32"}[precision]
     try:
         yield
     finally:
-        products.allow_tf32, convolutions.allow_tf32 = before
+        products.fp32_precision, convolutions.fp32_precision = before
 
 
 def _folder(threat: Threat, subject: Subject, config: EvaluateConfig, settings: dict[str, Any]) -> Any:
@@ -208,6 +212,7 @@ def _pgd_entry(outcome: Outcome, right: Tensor, config: EvaluateConfig, threat: 
 def _auto_entry(auto: AutoAttackResult, config: EvaluateConfig) -> dict[str, Any]:
     return {
         "tier": config.tier,
+        "package": f"pyautoattack {version('pyautoattack')}",
         "settings": {key: value for key, value in asdict(auto.settings).items() if key != "attacks"},
         "attacks": [
             {

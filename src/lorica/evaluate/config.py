@@ -99,11 +99,6 @@ class EvaluateConfig(Config):
     @model_validator(mode="after")
     def _sound(self) -> Self:
         _ = self.threats
-        if self.members is not None and self.members == (self.part or "test"):
-            raise LoricaError(
-                f"--members {self.members} are the very pictures that are evaluated",
-                "Members are pictures that the model was trained on: --members train --part test.",
-            )
         if self.corruptions_folder is not None and not self.corruptions:
             raise LoricaError("--corruptions-folder without --corruptions", "Add --corruptions all.")
         return self

@@ -13,18 +13,19 @@ from lorica.progress import console
 def print_evaluation(evaluation: dict[str, Any]) -> None:
     """The verdict, accuracy after each attack at each radius, corruptions, and what to be careful about."""
     console.print(f"[bold]{escape(evaluation['verdict']['text'])}[/]")
-    table = Table("accuracy", *(escape(entry["text"]) for entry in evaluation["threats"]), box=SIMPLE_HEAD)
-    table.add_row("natural", *[escape(percent(evaluation["natural"]))] * len(evaluation["threats"]))
-    rows: dict[str, list[str]] = {}
+    first = evaluation["threats"][0]
+    plain = [] if first["pgd"] is None else [f"PGD-{first['pgd']['steps']}"]
+    table = Table("accuracy, %", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)  # which fits 80 columns
+    for name in [*plain, *(attack["name"] for attack in first["autoattack"]["attacks"]), "worst case"]:
+        table.add_column(escape(name), justify="right", no_wrap=True)
+    table.add_row("natural", *[""] * (len(table.columns) - 2), escape(percent(evaluation["natural"])))
     for entry in evaluation["threats"]:
-        if entry["pgd"] is not None:
-            rows.setdefault(f"PGD-{entry['pgd']['steps']}", []).append(percent(entry["pgd"]["accuracy"]))
-        for attack in entry["autoattack"]["attacks"]:
-            rows.setdefault(f"after {attack['name']}", []).append(percent(attack["accuracy"]))
-        rows.setdefault("worst case", []).append(percent(entry["robust"]))
-    for name, cells in rows.items():
-        table.add_row(name, *map(escape, cells))
+        rates = [] if entry["pgd"] is None else [entry["pgd"]["accuracy"]]
+        rates += [attack["accuracy"] for attack in entry["autoattack"]["attacks"]]
+        shown = [f"{100 * rate['value']:.1f}" for rate in rates]
+        table.add_row(escape(entry["text"]), *shown, escape(percent(entry["robust"])))
     console.print(table)
+    console.print("PGD stands alone; the others go on from left to right. Worst case: all of them, and smaller radii.")
     for flag in evaluation["flags"]:
         if flag["raised"]:
             where = f"{flag['threat']}: " if flag["threat"] else ""

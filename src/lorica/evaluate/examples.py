@@ -64,7 +64,7 @@ def _entry(
         files[name] = f"{FOLDER}/{row:05d}_{name}.png"
         write_with(config.folder / files[name], lambda path, picture=picture: _save(picture, path))  # type: ignore[misc]
     rounded = int(model(as_floats(levels["adversarial"][None], model.device)).argmax())
-    classes = subject.model.classes
+    classes = subject.classes
     return {
         "index": row,
         "name": subject.pictures.names[row],

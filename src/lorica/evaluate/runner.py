@@ -109,7 +109,7 @@ def _make_room(config: EvaluateConfig, subject: Subject) -> None:
 
 def _evaluated(config: EvaluateConfig, subject: Subject, corrupted: Corruptions | None) -> dict[str, Any]:
     model, began = Counted(subject.model), perf_counter()
-    pixels, labels, classes = subject.pictures.pixels, subject.labels, subject.model.classes
+    pixels, labels, classes = subject.pictures.pixels, subject.labels, subject.classes
     with model.attacked():
         logits = predict(model, pixels, batch_size=config.batch_size)
         _require_finite(logits)

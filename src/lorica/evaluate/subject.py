@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class Subject:
         pictures: that are evaluated.
         labels: (N,) int64, of the pictures, as places among the model's outputs.
         members: pictures that it was trained on, if it is asked for them.
+        classes: names of the model's outputs; the data's where the model has none.
         outputs: (classes of the data,) int64, place of each among the model's outputs.
         about: the model, for the record: with "sha256".
         data: the pictures, for the record: with "sha256".
@@ -42,6 +44,7 @@ class Subject:
     pictures: LabelledSet
     labels: Tensor
     members: LabelledSet | None
+    classes: tuple[str, ...]
     outputs: Tensor
     about: dict[str, Any]
     data: dict[str, Any]
@@ -67,7 +70,7 @@ def subject_of(config: EvaluateConfig) -> Subject:
         notes.append("All pictures of the data are evaluated: if the model was trained on some of them, give --split.")
     if name in ("train", "val"):
         notes.append(f"The {name} part is evaluated, which the model was fitted or chosen on: its numbers flatter.")
-    members = None if config.members is None else _part(available, config.members, "--members")
+    members = None if config.members is None else _members(available, config.members, name, pictures)
     outputs, renamed = _outputs(model.classes, pictures.classes)
     notes += renamed
     pictures = pictures.take(balanced(pictures.labels, config.pictures, config.seed))
@@ -79,7 +82,9 @@ def subject_of(config: EvaluateConfig) -> Subject:
         "sha256": _sha256([pictures.sha256, pictures.labels.tolist()]),
         "split": split is not None,
     }
-    return Subject(model, pictures, outputs[pictures.labels], members, outputs, _about(model, place, run), data, notes)
+    classes = model.classes if set(pictures.classes) <= set(model.classes) else pictures.classes
+    about = _about(model, place, run)
+    return Subject(model, pictures, outputs[pictures.labels], members, classes, outputs, about, data, notes)
 
 
 def balanced(labels: Tensor, count: int | None, seed: int) -> list[int]:
@@ -141,6 +146,17 @@ def _part(available: Mapping[str, LabelledSet], name: str, option: str) -> Label
     return available[name]
 
 
+def _members(available: Mapping[str, LabelledSet], name: str, evaluated: str, pictures: LabelledSet) -> LabelledSet:
+    """The pictures of a part, without copies of those that are evaluated."""
+    if name == evaluated:
+        raise LoricaError(
+            f"--members {name} are the very pictures that are evaluated",
+            "Members are pictures that the model was trained on: --members train --part test.",
+        )
+    members, known = _part(available, name, "--members"), set(pictures.sha256)
+    return members.take([row for row, value in enumerate(members.sha256) if value not in known])
+
+
 def _outputs(model: Sequence[str], data: Sequence[str]) -> tuple[Tensor, list[str]]:
     """Which output of the model stands for each class of the data: by name, or by order where the model has no names.
 
@@ -166,6 +182,7 @@ def _about(model: Classifier, place: str, run: Path | None) -> dict[str, Any]:
     return {
         "name": Path(place).name,
         "architecture": model.architecture.name,
+        "timm": version("timm"),
         "arguments": model.architecture.arguments,
         "size": list(model.architecture.size),
         "classes": list(model.classes),

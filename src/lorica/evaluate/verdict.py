@@ -39,7 +39,7 @@ def judge(
     else:
         left = (
             f"Within {worst['text']} at most {rate} of {of} stay rightly classified: an upper bound, as only {by} "
-            "ran, and standard AutoAttack finds more"
+            "ran, and standard AutoAttack usually finds more"
         )
     sentences = [f"{left}; without an attacker {percent(natural)}."]
     for entry in threats[:-1]:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lorica import evaluate
-from lorica.artefacts import RUN_FILE, SPLIT_FILE, provenance, write_json
+from lorica.artefacts import RUN_FILE, SPLIT_FILE, provenance, read_json, write_json
 from lorica.data.label_split import LabelledSplit
 from lorica.diffusion.fingerprint import weights_digest
 from lorica.finetune.config import FinetuneConfig
@@ -26,7 +26,7 @@ def deliver(
     identity: dict[str, str],
     history: dict[str, Any],
 ) -> dict[str, Any]:
-    """Export, evaluate, and write run.json, which says that all is done; returns its contents."""
+    """Export, write run.json, evaluate and add what was found; returns the contents of run.json."""
     chosen, row = _best(trainer, config.output / CHECKPOINTS)
     classifier = trainer.method.inference().cpu()
     prefix = "val_average_" if chosen == "ema" else "val_"
@@ -52,11 +52,21 @@ def deliver(
         "processes": trainer.world,
     }
     _export(config, classifier, record)
+    write_json(config.output / RUN_FILE, record)  # of which the evaluation learns what these weights are
     if config.evaluate != "none":
         record |= _evaluated(config)
         _export(config, classifier, record)  # now its card says what was measured
-    write_json(config.output / RUN_FILE, record)
+        write_json(config.output / RUN_FILE, record)
     return record
+
+
+def complete(config: FinetuneConfig) -> dict[str, Any] | None:
+    """The record of a run of which nothing is left to do."""
+    if not (config.output / RUN_FILE).is_file():
+        return None
+    record: dict[str, Any] = read_json(config.output / RUN_FILE, "record of the run")
+    done = config.evaluate == "none" or record.get("attack_version") == config.evaluate
+    return record if done else None
 
 
 def _best(trainer: Trainer, folder: Path) -> tuple[str, dict[str, Any]]:

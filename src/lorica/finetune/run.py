@@ -14,7 +14,6 @@ from lorica.artefacts import (
     RUN_FILE,
     SPLIT_FILE,
     prepare_output,
-    read_json,
     sole_writer,
     write_text,
 )
@@ -25,7 +24,7 @@ from lorica.diffusion.fingerprint import sha256, weights_digest
 from lorica.diffusion.model import pick_device
 from lorica.errors import LoricaError
 from lorica.finetune.config import FinetuneConfig
-from lorica.finetune.deliver import EVALUATION, MODEL, deliver
+from lorica.finetune.deliver import EVALUATION, MODEL, complete, deliver
 from lorica.finetune.methods import METHODS, Method
 from lorica.finetune.state import load_state
 from lorica.finetune.trainer import CHECKPOINTS, RESUME, Trainer
@@ -34,17 +33,15 @@ from lorica.monitor import METRICS_FILE, Monitor
 from lorica.progress import console
 from lorica.vision import Classifier, load_classifier, require_logits
 
-LIVE = {
-    "val_natural": "nat {:.2f}", "val_robust": "rob {:.2f}", "weight_natural": "λ1 {:.2f}", "weight_kl": "λ2 {:.1f}",
-    "learning_rate": "lr {:.0e}",
-}  # fmt: skip
+LIVE = {"val_natural": "nat {:.2f}", "val_robust": "rob {:.2f}", "learning_rate": "lr {:.0e}"}
+LAMBDAS = {"weight_natural": "λ1 {:.2f}", "weight_kl": "λ2 {:.1f}"}
 # What a resumed run may change: how it is watched, and where its inputs lie.
 FREE_ON_RESUME = {
-    "resume", "overwrite", "output", "device", "cache", "data", "checkpoint_every", "evaluate", "compile",
-    "channels_last",
+    "resume", "overwrite", "output", "device", "cache", "data", "checkpoint_every", "evaluate", "export",
+    "compile",     "channels_last",
 }  # fmt: skip
 COLLAPSE = 0.5
-"""Catastrophic overfitting: robust validation accuracy below this share of the best one (Wong et al., ICLR 2020)."""
+"""Catastrophic overfitting: robust validation accuracy stays below this share of the best (Wong et al., ICLR 2020)."""
 
 
 class Diverged(LoricaError):
@@ -66,10 +63,10 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     main = accelerator.is_main_process
     if main:
         _check_output(config)
-    if config.resume and (config.output / RUN_FILE).is_file():
+    if config.resume and (record := complete(config)) is not None:
         if main:
             console.print(f"The run in {escape(str(config.output))} is complete.")
-        return read_json(config.output / RUN_FILE, "record of the run") if main else {}
+        return record if main else {}
     torch.manual_seed(config.seed)  # of a new head and of the branch
     classifier, notes = load_classifier(config.model)
     start = weights_digest(classifier)
@@ -134,6 +131,9 @@ def _method(config: FinetuneConfig, classifier: Classifier, device: torch.device
     if config.channels_last:
         method.to(memory_format=torch.channels_last)
     if config.compile:
+        from torch._functorch import config as graphs
+
+        graphs.donated_buffer = False  # a backward pass may use up its buffers, but similarity takes several
         classifier.backbone.compile()
     return method
 
@@ -207,11 +207,14 @@ def _train(
             row |= trainer.end_epoch()
             row |= trainer.validate()
             decision = trainer.decide(row, folder)
-            history["val_robust"].append(row["val_robust"])
+            history["val_robust"].append(max(row["val_robust"], row.get("val_average_robust", 0.0)))
             history["stopped"] = _reason(history["val_robust"], decision.stop, trainer.epoch, config.epochs)
             if monitor:
                 monitor.log(trainer.epoch * per_epoch, row | {"reloaded": float(decision.reload)})
             save()
+            if interrupted(True):
+                accelerator.wait_for_everyone()
+                raise KeyboardInterrupt(f"the state after epoch {trainer.epoch} is saved; go on with --resume")
     return history
 
 
@@ -221,9 +224,11 @@ def _reason(robust: list[float], spent: bool, epoch: int, epochs: int) -> str | 
         return None
     if spent:
         return f"the learning rate was spent after epoch {epoch}"
-    if robust[-1] < COLLAPSE * max(robust) and max(robust) - robust[-1] > 0.1:
+    # Twice in a row, of the weights and of their average: a single bad epoch is only a large learning rate.
+    best = max(robust)
+    if all(value < COLLAPSE * best and best - value > 0.1 for value in robust[-2:]):
         return (
-            f"catastrophic overfitting in epoch {epoch}: robust validation accuracy fell from {max(robust):.3f} to "
+            f"catastrophic overfitting in epoch {epoch}: robust validation accuracy fell from {best:.3f} to "
             f"{robust[-1]:.3f}"
         )
     return None
@@ -234,7 +239,8 @@ def _monitor(config: FinetuneConfig, trainer: Trainer) -> AbstractContextManager
         return nullcontext()
     steps = trainer.steps_per_epoch
     # From the epoch's first step: an epoch whose last step is saved may have been logged, and will be again.
-    return Monitor(config.output, config.epochs * steps, trainer.epoch * steps, doing=config.method, live=LIVE)
+    live = LIVE | (LAMBDAS if trainer.method.needs_natural_accuracy else {})
+    return Monitor(config.output, config.epochs * steps, trainer.epoch * steps, doing=config.method, live=live)
 
 
 def _require(fine: bool, config: FinetuneConfig, epoch: int) -> None:

@@ -237,11 +237,11 @@ class Trainer:
         return float(self.accelerator.reduce(right, "sum").item()) / len(data)
 
     def _share_statistics(self) -> None:
-        """Batch-norm statistics of several processes become one."""
-        if self.world > 1:
-            for buffer in self.method.buffers():
-                if buffer.is_floating_point():
-                    buffer.copy_(self.accelerator.reduce(buffer.clone(), "mean"))
+        """Batch-norm statistics of several processes become one, in the average too."""
+        averaged = self.average.values.values() if self.average is not None else ()
+        for values in (*self.method.buffers(), *averaged) if self.world > 1 else ():
+            if values.is_floating_point():
+                values.copy_(self.accelerator.reduce(values.clone(), "mean"))
 
     # ----- state ----------------------------------------------------------------------------------------------------
     def averaged(self) -> AbstractContextManager[None]:

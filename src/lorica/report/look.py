@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import plotly.graph_objects as go
 
 INK, MUTED, GRID, SHADE, SURFACE = "#1f2a37", "#566374", "#e4e8ee", "#eef1f5", "#ffffff"
-BAD, GOOD = "#a51d2d", "#1f68ad"
+BAD, GOOD = "#a51d2d", "#1d63a6"
 """Ends of a scale on both sides of the surface's colour; apart for colour-blind readers too."""
-_NEUTRAL = {INK: "#e8ebf0", MUTED: "#a3aebd", GRID: "#303843", SHADE: "#262d37", SURFACE: "#1b2028", BAD: "#ff8a8f"}
+_NEUTRAL = {INK: "#e8ebf0", MUTED: "#a3aebd", GRID: "#303843", SHADE: "#262d37", SURFACE: "#1b2028"}
+_NEUTRAL |= {BAD: "#d4535c", GOOD: "#4189cf"}
 BAND = 0.16
 """Opacity of an area that others lie over."""
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -42,7 +43,7 @@ class Drawn(Protocol):
 _GREY = Look("#66717f", "#9aa6b5", "longdashdot", "x")
 _ORANGE = Look("#c2521b", "#f29559", "solid", "circle")
 _PURPLE = Look("#85479f", "#cb9ae0", "dot", "diamond")
-_BLUE = Look(GOOD, "#6fb1f0", "dash", "square")
+_BLUE = Look("#1f68ad", "#6fb1f0", "dash", "square")
 _KNOWN = {
     "base": _GREY,
     "lora": _ORANGE,
@@ -98,6 +99,28 @@ def plain(text: str) -> str:
 
 def titled(text: str) -> dict[str, Any]:
     return {"text": text, "standoff": 12, "font": {"size": 13, "color": MUTED}}
+
+
+def scale(ticks: Sequence[float], names: Sequence[str]) -> dict[str, Any]:
+    """A heatmap's colours from -1 to 1, and a slim bar of them below it."""
+    return {
+        "colorscale": [[0, BAD], [0.5, SURFACE], [1, GOOD]],
+        "zmin": -1,
+        "zmax": 1,
+        "colorbar": {
+            "orientation": "h",
+            "tickvals": list(ticks),
+            "ticktext": list(names),
+            "ticks": "",
+            "tickfont": {"size": 11, "color": MUTED},
+            "thickness": 8,
+            "outlinewidth": 0,
+            "yref": "container",
+            "y": 0,
+            "yanchor": "bottom",
+            "ypad": 4,
+        },
+    }
 
 
 def dress(figure: go.Figure, *, x: dict[str, Any], y: dict[str, Any], legend: bool = True, top: int = 36) -> go.Figure:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,22 +13,7 @@ from lorica.report import figures, words
 from lorica.report.html import as_yaml, inline_json, shown, told_apart, write_page
 from lorica.report.look import DARK, looks
 from lorica.report.pictures import exposed, samples
-from lorica.report.run import Estimate, ReportRun, finite
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A TPR at one false-alarm rate, as a table cell."""
-
-    estimate: Estimate
-    reliable: bool
-    note: str
-
-    @classmethod
-    def of(cls, raw: Any) -> "Rate | None":
-        if not isinstance(raw, dict):
-            return None
-        return cls(Estimate.of(raw), raw.get("reliable") is not False, str(raw.get("note") or ""))
+from lorica.report.run import Estimate, Rate, ReportRun, finite
 
 
 @dataclass(frozen=True)
@@ -121,7 +105,7 @@ def _write(runs: list[ReportRun], title: str, command: str, output: Path) -> Pat
         audited=[(index, run) for index, run in enumerate(runs) if run.attacks],
         strongest=strongest,
         every=every,
-        rates=_rates(audited),
+        rates=words.rates(key for run in audited for name in run.attacks for key in run.part("attacks", name, "tpr")),
         matrix=[(name, [run.auc(name) for run in audited]) for name, _, _ in every] if len(audited) > 1 else [],
         attacks=list(dict.fromkeys(attack for run in audited for attack in run.attacks)),
         measures={
@@ -172,17 +156,6 @@ def _every_attack(runs: Sequence[ReportRun]) -> list[tuple[str, dict[str, Any], 
         ]
         found.append((name, rows[0].about, rows))
     return sorted(found, key=lambda entry: (-max(row.run.strength(entry[0]) or 0 for row in entry[2]), entry[0]))
-
-
-def _rates(audited: Sequence[ReportRun]) -> list[tuple[str, str]]:
-    """(key, percentage) of every false-positive rate at which an audit gives a TPR, by rising rate."""
-    keys = {key for run in audited for attack in run.attacks for key in run.part("attacks", attack, "tpr")}
-    rates = {}
-    for key in sorted(keys):
-        with suppress(ValueError):  # audit.json may come from anyone
-            if 0 < float(key) < 1:
-                rates[key] = float(key)
-    return [(key, f"{100 * rate:g}%") for key, rate in sorted(rates.items(), key=lambda item: item[1])]
 
 
 def _plots(runs: Sequence[ReportRun], strongest: Sequence[Row]) -> dict[str, Any]:

@@ -49,6 +49,21 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Rate:
+    """A TPR at one false-alarm rate, as a table cell."""
+
+    estimate: Estimate
+    reliable: bool
+    note: str
+
+    @classmethod
+    def of(cls, raw: Any) -> "Rate | None":
+        if not isinstance(raw, dict):
+            return None
+        return cls(Estimate.of(raw), raw.get("reliable") is not False, str(raw.get("note") or ""))
+
+
+@dataclass(frozen=True)
 class ReportRun:
     """One column of the report.
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from lorica.report.run import Estimate, ReportRun, finite
@@ -190,9 +191,19 @@ def level(runs: Sequence[ReportRun]) -> str:
     return listed(f"{100 * value:g}%" for value in sorted(value for value in levels if value is not None) or [0.95])
 
 
+def rates(keys: Iterable[str]) -> list[tuple[str, str]]:
+    """(key, percentage) of every false-positive rate at which a TPR is given, by rising rate."""
+    known = {}
+    for key in sorted(set(keys)):
+        with suppress(ValueError):  # results may come from anyone
+            if 0 < float(key) < 1:
+                known[key] = float(key)
+    return [(key, f"{100 * rate:g}%") for key, rate in sorted(known.items(), key=lambda item: item[1])]
+
+
 def listed(names: Iterable[str]) -> str:
     """a; a and b; a, b and c."""
-    *most, last = [str(name) for name in names]
+    *most, last = [str(name) for name in names] or [""]
     return f"{', '.join(most)} and {last}" if most else last
 
 

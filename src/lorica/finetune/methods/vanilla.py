@@ -30,7 +30,7 @@ class Vanilla(Method):
             "keeps the adversarial ones"
         )  # fmt: skip
 
-    summary = "cross-entropy of natural pictures + beta KL(natural || adversarial)"
+    summary = "cross-entropy of natural pictures + beta times the KL from natural to adversarial outputs"
     source = "TRADES: Zhang et al., ICML 2019 (arXiv 1901.08573)"
 
     def __init__(self, options: Any, classifier: Classifier) -> None:

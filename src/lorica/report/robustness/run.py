@@ -49,9 +49,18 @@ class RobustnessRun:
 
     @property
     def weights(self) -> str | None:
-        """"ema" or "raw"; an evaluation at the end of a training is older than the record that says it."""
+        """Which were evaluated, "ema" or "raw".
+
+        An evaluation that ends a training is older than its record, and cannot say so itself.
+        """
         known = [self.part("model").get("weights"), self.record.get("weights")]
         return next((str(weights) for weights in known if weights in ("ema", "raw")), None)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the model's outputs."""
+        names = self.part("model").get("classes")
+        return [str(name) for name in names] if isinstance(names, list) else []
 
     @property
     def natural(self) -> Estimate:
