@@ -15,7 +15,7 @@ from typing import Any
 
 import shared_sets
 from lorica import finetune
-from lorica.artefacts import hardware, read_json
+from lorica.artefacts import hardware, read_json, versions
 from lorica.finetune import FinetuneConfig
 
 METHODS = ("vanilla", "twins", "autolora", "at")
@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epoch-steps", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--train", type=int, default=25_000, help="training pictures of CIFAR-10")
     parser.add_argument("--test", type=int, default=10_000, help="test pictures of CIFAR-10")
@@ -55,7 +56,11 @@ def main() -> None:
                     {"set": name, "seed": seed, "method": label} | _row(args, name, pictures, seed, label, changes)
                 )
                 _print(rows)
-    print(json.dumps({"epochs": args.epochs, "tier": args.tier, "hardware": hardware(), "rows": rows}))
+    print(
+        json.dumps(
+            {"epochs": args.epochs, "tier": args.tier, "hardware": hardware(), "versions": versions(), "rows": rows}
+        )
+    )
 
 
 def _variants(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -88,6 +93,7 @@ def _row(
             "output": output,
             "model": {"name": args.backbone} if args.backbone else model,
             "epochs": args.epochs,
+            "epoch_steps": args.epoch_steps,
             "batch_size": args.batch_size,
             "evaluate": args.tier,
             "seed": seed,

@@ -115,15 +115,15 @@ class Epoch:
     method: Method
 
 
-def watch_epochs(patch: pytest.MonkeyPatch, robust: list[float] | None = None) -> list[Epoch]:
-    """Record every epoch; with numbers, they are what validation says, of the average that it is worthless."""
+def watch_epochs(patch: pytest.MonkeyPatch, robust: list[float] | None = None, average: float = 0.0) -> list[Epoch]:
+    """Record every epoch; with numbers, they are what validation says of the weights and, always, of the average."""
     original, seen = Trainer.decide, []
     if robust is not None:
         numbers = iter(robust)
         patch.setattr(
             Trainer, "validate",
             lambda self: {"val_natural": 0.9, "val_robust": next(numbers), "val_average_natural": 0.9,
-                          "val_average_robust": 0.0},
+                          "val_average_robust": average},
         )  # fmt: skip
 
     def momenta(trainer: Trainer) -> list[Tensor]:

@@ -12,6 +12,10 @@ import pytest
 from lorica import config, demo
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+DATA = (
+    Path(__file__).resolve().parents[2] / "shared" / "data"
+)  # public sets and weights, beside a developer's checkout
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="public data is not there")
 
 
 def output(script: str, *arguments: str | Path) -> str:
@@ -44,6 +48,23 @@ def test_step_cost_reports_every_ratio() -> None:
     found = figures("step_cost.py", "--batch", "1", "--rounds", "1", "--steps", "1")
     for name in ("ratio_to_authors_independent", "ratio_to_authors_shared", "ratio_to_lora_shared"):
         assert found[name] > 0
+
+
+@needs_data
+def test_robust_finetuning_compares_methods(tmp_path: Path) -> None:
+    options = ("--sets", "faces", "--methods", "at", "--epochs", "1", "--tier", "quick", "--output", tmp_path)
+    found = figures("robust_finetuning.py", "--data", DATA, *options, "--epoch-steps", "1", "--batch-size", "256")
+    assert [row["method"] for row in found["rows"]] == ["at"]
+
+
+@needs_data
+def test_known_models_are_as_accurate_as_others_found_them() -> None:
+    options = ("--models", "cifar_cnn_a_adv", "--pictures", "200", "--attacked", "20", "--tier", "quick")
+    found = figures("known_models.py", "--data", DATA, *options)
+    for row in found["rows"]:
+        assert abs(row["clean"]["value"] - row["stated_clean"]) < 0.001
+        assert row["pgd"]["low"] < row["stated_pgd"] < row["pgd"]["high"]
+        assert row["autoattack"]["value"] <= row["pgd_of_attacked"]["value"]
 
 
 def test_audit_cost_finds_one_audit_cheaper_than_many() -> None:

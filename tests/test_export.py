@@ -21,7 +21,8 @@ from torch import nn
 import lorica.vision.cifar_resnet
 from lorica.errors import LoricaError
 from lorica.vision import Classifier, ModelConfig, load_classifier
-from lorica.vision.export import describe, export_folder, export_onnx, export_program, model_card
+from lorica.vision.card import model_card
+from lorica.vision.export import describe, export_folder, export_onnx, export_program, require_onnx
 
 CLASSES = ["cat", "dog", "Füchslein"]
 TINY = {
@@ -261,12 +262,14 @@ def test_a_program_that_computes_something_else_is_not_written(tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("missing", ["onnxruntime", "onnxscript"])
+@pytest.mark.parametrize("missing", ["onnx", "onnxruntime", "onnxscript"])
 def test_a_missing_library_is_named_with_what_installs_it(missing, tmp_path, monkeypatch):
+    require_onnx()
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(LoricaError) as caught:
-        export_onnx(network(), tmp_path / "model.onnx")
-    assert missing in caught.value.problem and "lorica[export]" in caught.value.remedy
+    for needed in (require_onnx, lambda: export_onnx(network(), tmp_path / "model.onnx")):
+        with pytest.raises(LoricaError) as caught:
+            needed()
+        assert f"of which {missing} is missing" in caught.value.problem and "lorica[onnx]" in caught.value.remedy
 
 
 def test_weights_beyond_what_onnx_holds_are_refused_before_any_work(tmp_path, monkeypatch):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from finetune_runs import configured, exported, write_pictures
 
+from finetune_runs import configured, exported, write_pictures
 from lorica.finetune import run
 
 # Without batch norm and dropout, whose draws and statistics are each process's own.

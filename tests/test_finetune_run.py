@@ -218,10 +218,11 @@ def test_the_attack_is_on_the_network_in_eval_mode_and_never_on_the_branch(
         assert torch.allclose(adversarial, (natural + 3 / 255 * rising).clamp(0, 1), atol=1e-6)
 
 
-@pytest.mark.parametrize("start", ["uniform", "gaussian"])
-def test_adversarial_pictures_are_allowed_ones_and_their_start_is_drawn_anew_for_each_step(
-    finetune: Finetune, monkeypatch: pytest.MonkeyPatch, start: str
+@pytest.mark.parametrize(("start", "spread"), [("uniform", 4 / 255 / 3**0.5), ("gaussian", 0.001)])
+def test_attacks_start_as_they_are_told_to_at_random_and_anew_for_each_step(
+    finetune: Finetune, monkeypatch: pytest.MonkeyPatch, start: str, spread: float
 ) -> None:
+    """With steps so short that nothing but the start is seen."""
     original, seen = AutoLora.forward, []
 
     def forward(self: AutoLora, natural: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor]:
@@ -229,13 +230,42 @@ def test_adversarial_pictures_are_allowed_ones_and_their_start_is_drawn_anew_for
         return original(self, natural, adversarial)
 
     monkeypatch.setattr(AutoLora, "forward", forward)
-    finetune(attack={"steps": 1, "start": start, "eps": "4/255", "step_size": "1/255"}, augment=False)
+    finetune(attack={"steps": 1, "start": start, "eps": "4/255", "step_size": 1e-7}, augment=False)
     moves = [adversarial - natural for natural, adversarial in seen]
     assert all(0 < move.abs().max() <= 4 / 255 + 1e-6 for move in moves)
     assert all(adversarial.min() >= 0 and adversarial.max() <= 1 for _, adversarial in seen)
-    assert not any(torch.equal(a, b) for i, a in enumerate(moves) for b in moves[:i])
-    if start == "gaussian":
-        assert all((move.abs() - 1 / 255).abs().quantile(0.9) < 0.004 for move in moves)
+    assert all(move.std() == pytest.approx(spread, rel=0.05) for move in moves)
+    assert all((a - b).abs().median() > spread / 2 for i, a in enumerate(moves) for b in moves[:i])
+
+
+def naive_accuracies(network: nn.Module, pixels: Tensor, labels: Tensor, eps: float, steps: int) -> tuple[float, ...]:
+    """Natural, and under PGD from the pictures themselves with steps of eps/4."""
+    network.eval()
+    x = pixels.clone()
+    for _ in range(steps):
+        x.requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(network(x), labels), x)
+        moved = (x.detach() + eps / 4 * gradient.sign() - pixels).clamp(-eps, eps)
+        x = (pixels + moved).clamp(0, 1)
+    with torch.no_grad():
+        return tuple(float((network(seen).argmax(1) == labels).float().mean()) for seen in (pixels, x))
+
+
+def test_validation_attacks_the_network_and_the_average_from_the_pictures_themselves(
+    finetune: Finetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs, splits = watch_epochs(monkeypatch), keep_splits(monkeypatch)
+    finetune(epochs=4, schedule="constant", attack={"steps": 3, "eps": "24/255"})
+    val, different = splits[0].val, 0
+    for row, epoch in zip(read_metrics(tmp_path / "run"), epochs, strict=True):
+        for prefix in ("val_", "val_average_"):
+            network = copy.deepcopy(epoch.method.classifier)
+            if prefix == "val_average_":
+                network.load_state_dict(epoch.average)
+            natural, robust = naive_accuracies(network, val.pixels.float() / 255, val.labels, 24 / 255, 3)
+            assert (row[f"{prefix}natural"], row[f"{prefix}robust"]) == pytest.approx((natural, robust))
+            different += natural != robust
+    assert different > 2
 
 
 # ----- epochs -------------------------------------------------------------------------------------------------------
@@ -336,16 +366,18 @@ def test_catastrophic_overfitting_ends_the_run_which_keeps_its_best_weights(
 
 
 @pytest.mark.parametrize(
-    "robust",
-    [[0.6, 0.31, 0.31], [0.15, 0.06, 0.06], [0.6, 0.1, 0.31]],
-    ids=["above half", "of nearly nothing", "once"],
-)
+    ("robust", "average"),
+    [([0.6, 0.31, 0.32, 0.6], 0.0), ([0.15, 0.06, 0.06, 0.1], 0.0), ([0.6, 0.1, 0.6, 0.1, 0.6], 0.0),
+     ([0.6, 0.1, 0.1, 0.6], 0.5)],
+    ids=["above half", "of nearly nothing", "for one epoch", "of the weights and not of their average"],
+)  # fmt: skip
 def test_a_smaller_fall_is_no_collapse(
-    finetune: Finetune, monkeypatch: pytest.MonkeyPatch, robust: list[float]
+    finetune: Finetune, monkeypatch: pytest.MonkeyPatch, robust: list[float], average: float
 ) -> None:
-    watch_epochs(monkeypatch, robust)
-    found = finetune(epochs=3, schedule="constant")
-    assert found["stopped"] is None and found["epochs"] == 3
+    """The last epoch of a run is not judged: there is nothing left to stop."""
+    watch_epochs(monkeypatch, robust, average)
+    found = finetune(epochs=len(robust), schedule="constant")
+    assert found["stopped"] is None and found["epochs"] == len(robust)
 
 
 def test_a_run_ends_when_its_learning_rate_is_spent(finetune: Finetune, monkeypatch: pytest.MonkeyPatch) -> None:

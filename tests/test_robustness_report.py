@@ -71,7 +71,8 @@ def test_the_verdict_is_the_evaluations_own(run: RobustnessRun, one: Page) -> No
     assert run.evaluation["verdict"]["text"] in one.text
     robust, natural = run.worst["robust"]["value"], run.evaluation["natural"]["value"]
     assert words.headline([run]) in one.text
-    assert f"right {percent(robust)} of the time, and {percent(natural)} without an attacker." in one.text
+    said = f"Attacked within L-inf 8/255, AutoLoRa is right {percent(robust)} of the time; {percent(natural)} without"
+    assert said in one.text
     assert labels(one) == ["status tight"] and "Attacked in full" in one.text
 
 
@@ -190,6 +191,15 @@ def test_confusion_can_be_switched_between_natural_and_attacked(run: RobustnessR
     assert shown == counts and shown != run.evaluation["natural"]["confusion"]
 
 
+def test_of_too_many_classes_for_a_matrix_the_mistakes_are_listed(tmp_path: Path) -> None:
+    names = [f"class {i}" for i in range(101)]
+    run = synthetic.run(synthetic.TWINS, "TWINS", classes=names, pictures=303, epochs=1)
+    page = written([run], tmp_path)
+    most = run.worst["confused"][0]
+    assert f"{most['class']} taken for {most['taken_for']} ({most['count']})" in page.text
+    assert "confusion" in page.sections and not page.all("input")
+
+
 def test_the_curve_begins_without_an_attacker_and_carries_its_interval(runs: list[RobustnessRun], three: Page) -> None:
     traces = three.data["figures"]["curve/linf"]["data"]
     for run, band, line in zip(runs, traces[::2], traces[1::2], strict=True):
@@ -209,7 +219,8 @@ def test_models_attacked_in_different_norms_do_not_share_a_curve(run: Robustness
     for norm, label in (("linf", "AutoLoRa"), ("l2", "L2 model")):
         names = {trace.get("name") for trace in page.data["figures"][f"curve/{norm}"]["data"]}
         assert names == {label, None}
-    assert "Each under the strongest attack it was tried with" in page.text
+    assert "Attacked within different radii," in page.text
+    assert "classes/all" not in page.data["figures"] and "membership" not in page.data["figures"]
 
 
 def test_corruptions_are_given_by_type_and_severity(run: RobustnessRun, one: Page) -> None:
@@ -284,7 +295,7 @@ def test_similarity_is_drawn_as_a_line_and_by_layer(run: RobustnessRun, one: Pag
 def test_how_it_was_measured_names_attack_data_seed_and_machine(three: Page) -> None:
     text = after(three, "How this was measured")
     for fact in ("APGD-CE, APGD-T, FAB-T and Square", "iterations 100, restarts 1, targets 9, queries 5000",
-                 "20 steps of 2/255, 1 random start", "95%, Clopper-Pearson", "Example GPU, Example CPU, 8 cores, Linux",
+                 "20 steps of 2/255, 1 random start", "95%, Clopper-Pearson", "Example GPU, Example CPU, 8 cores",
                  "lorica 0.1.0, torch 2.15.0", "3f9a0c5b7d21e864" * 4, COMMAND, "pgd, L-inf 8/255, 10 steps",
                  "train 3500, val 180, test 500"):  # fmt: skip
         assert fact in text, fact
@@ -312,8 +323,27 @@ def test_many_models_are_counted_and_not_all_named(run: RobustnessRun) -> None:
     value = run.worst["robust"]["value"]
     many = [replace(run, label=f"model {i}") for i in range(6)]
     assert words.headline(many) == (
-        f"Under attack, 6 models are right between {percent(value)} and {percent(value)} of the time."
+        f"Attacked within L-inf 8/255, 6 models are right between {percent(value)} and {percent(value)} of the time."
     )
+
+
+def test_models_are_compared_at_the_largest_radius_that_all_were_attacked_at(tmp_path: Path) -> None:
+    wide = synthetic.run(synthetic.AUTOLORA, "wide", radii=(4, 8, 16), epochs=1)
+    near = synthetic.run(synthetic.TWINS, "near", radii=(2, 8), epochs=1)
+    page = written([wide, near], tmp_path)
+    rates = [run.at("L-inf 8/255")["robust"]["value"] for run in (wide, near)]
+    assert wide.worst["text"] == "L-inf 16/255"
+    assert words.headline([wide, near]) == (
+        f"Attacked within L-inf 8/255, wide is right {percent(rates[0])} of the time and near {percent(rates[1])}."
+    )
+    points = page.data["figures"]["membership"]["data"]
+    assert [point["x"][0] for point in points] == rates
+    classes = {trace.get("name"): trace for trace in page.data["figures"]["classes/all"]["data"]}
+    assert sorted(classes["wide"]["x"]) == sorted(
+        rate["value"] for rate in wide.at("L-inf 8/255")["per_class"].values()
+    )
+    checked = [entry["value"] for entry in page.all("input") if "checked" in entry]
+    assert checked == ["L-inf 8/255"]
 
 
 def test_a_run_keeps_its_colour_and_one_alone_is_drawn_solid(
@@ -427,7 +457,7 @@ PARTS = ["model", "data", "natural", "threats", "curve", "corruptions", "members
 
 @pytest.mark.parametrize("part", [*PARTS, "verdict", "warnings", "provenance"])
 def test_any_part_may_be_missing(run: RobustnessRun, part: str, tmp_path: Path) -> None:
-    page = written([replace(run, evaluation=run.evaluation | {part: None})], tmp_path)
+    page = written([replace(run, evaluation=run.evaluation | {part: None}, metrics=[])], tmp_path)
     gone = {"threats": {"classes"}, "flags": {"flags"}, "examples": {"examples"}}
     gone |= {"corruptions": {"corruptions"}, "membership": {"membership"}}
     assert gone.get(part, set()).isdisjoint(page.sections)
@@ -556,12 +586,11 @@ addEventListener("load", () => {
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_a_browser_draws_the_plots_and_runs_no_name(runs: list[RobustnessRun], tmp_path: Path, dark: bool) -> None:
+def test_a_browser_draws_the_plots_and_runs_no_name(runs: list[RobustnessRun], tmp_path: Path) -> None:
     hostile = [replace(runs[0], label=f"A {HOSTILE}"), *runs[1:]]
     page = build_robustness(hostile, title=HOSTILE, command=HOSTILE, output=tmp_path / "page.html")
     page.write_text(page.read_text().replace("<head>", "<head>" + PROBE, 1))
-    document = _rendered(page, tmp_path / "profile", dark)
+    document = _rendered(page, tmp_path / "profile", dark=True)
     root = re.search(r"<html[^>]*>", document)
     assert root is not None
     found = dict(re.findall(r'data-(\w+)="([^"]*)"', root[0]))

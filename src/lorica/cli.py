@@ -190,12 +190,14 @@ def _finetune(config: Any) -> None:
         )
         if "verdict" in result:
             console.print(f"[bold]{escape(result['verdict'])}[/]")
+            _robustness_page([config.output / "evaluation"], config.output / "report.html")
 
 
 def _evaluate(config: Any) -> None:
     from lorica.evaluate import print_evaluation, run
 
     print_evaluation(run(config))
+    _robustness_page([config.folder], config.folder / "report.html")
 
 
 def _generate(config: Any) -> None:
@@ -219,11 +221,38 @@ def _generate(config: Any) -> None:
 def _report(config: Any) -> None:
     from lorica.report import build, load_run
 
+    folders = [_evaluation(folder) or folder for folder in config.results]
+    evaluations = [_evaluation(folder) is not None for folder in folders]
+    if any(evaluations):
+        if not all(evaluations):
+            other = config.results[evaluations.index(False)]
+            raise LoricaError(
+                f"{other} holds no robustness evaluation, as the others do",
+                "One page is about robustness or about membership: report them apart.",
+            )
+        _robustness_page(folders, config.output, config.title)
+        return
     runs = [
-        load_run(folder, folder.parent if (folder.parent / "metrics.jsonl").exists() else None)
-        for folder in config.audits
+        load_run(folder, folder.parent if (folder.parent / "metrics.jsonl").exists() else None) for folder in folders
     ]
-    page = build(runs, title=config.title, command=_command(), output=config.output)
+    page = build(runs, title=config.title or "Membership audit", command=_command(), output=config.output)
+    console.print(f"Report: {escape(str(page))}")
+
+
+def _evaluation(folder: Path) -> Path | None:
+    """Where in a folder, of an evaluation or of a run, an evaluation lies."""
+    places = (folder, folder / "evaluation")
+    return next((place for place in places if (place / "robustness.json").is_file()), None)
+
+
+def _robustness_page(folders: list[Path], output: Path, title: str | None = None) -> None:
+    from lorica.report.robustness import build_robustness, load_robustness
+
+    runs = [
+        load_robustness(folder, folder.parent if (folder.parent / "metrics.jsonl").exists() else None)
+        for folder in folders
+    ]
+    page = build_robustness(runs, title=title or "Robustness evaluation", command=_command(), output=output)
     console.print(f"Report: {escape(str(page))}")
 
 
@@ -306,7 +335,7 @@ def _register() -> None:
         "report",
         ReportConfig,
         _report,
-        positional=("audits",),
+        positional=("results",),
         examples="lorica report runs/a/audit runs/b/audit --output compare.html",
     )
 

@@ -129,8 +129,9 @@ def _check_classes(source: Path, parts: Parts, classes: tuple[str, ...]) -> None
     for part in ("val", "test"):
         strange = sorted({sample.label for sample in parts.get(part, [])} - set(classes))
         if strange:
+            names = listed([shown_name(name) for name in strange])
             raise LoricaError(
-                f"classes in {part} of {source} that training does not have:\n{listed([shown_name(n) for n in strange])}",
+                f"classes in {part} of {source} that training does not have:\n{names}",
                 "Are they spelled differently? Otherwise add them to the training set or remove them.",
             )
 

@@ -38,7 +38,7 @@ LAMBDAS = {"weight_natural": "λ1 {:.2f}", "weight_kl": "λ2 {:.1f}"}
 # What a resumed run may change: how it is watched, and where its inputs lie.
 FREE_ON_RESUME = {
     "resume", "overwrite", "output", "device", "cache", "data", "checkpoint_every", "evaluate", "export",
-    "compile",     "channels_last",
+    "compile", "channels_last",
 }  # fmt: skip
 COLLAPSE = 0.5
 """Catastrophic overfitting: robust validation accuracy stays below this share of the best (Wong et al., ICLR 2020)."""

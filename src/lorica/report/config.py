@@ -8,8 +8,10 @@ from lorica.config import Config
 
 
 class ReportConfig(Config):
-    """Put one or several audits on one self-contained HTML page."""
+    """Put one or several audits, or one or several robustness evaluations, on one self-contained HTML page."""
 
-    audits: list[Path] = Field(description="folders written by `lorica audit`", min_length=1)
+    results: list[Path] = Field(
+        description="folders written by `lorica audit`; or by `lorica evaluate` or `lorica finetune`", min_length=1
+    )
     output: Path = Field(Path("report.html"), description="the HTML file")
-    title: str = Field("Membership audit", description="shown at the top")
+    title: str | None = Field(None, description="shown at the top; what was measured by default")

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,25 @@ def write_page(template: str, output: Path, **values: Any) -> Path:
     Raises:
         LoricaError: the file cannot be written.
     """
+    style, code = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "report.js"))
+    scripts = [Markup(get_plotlyjs()), Markup(code)]
+    page = (
+        _environment()
+        .get_template(template)
+        .render(
+            style=Markup(style),
+            scripts=scripts,
+            allowed=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),
+            **values,
+        )
+    )
+    # Names may hold bytes that no encoding knows (surrogates); the page must not fail on them.
+    write_text(output, page.encode("utf-8", "replace").decode("utf-8"))
+    return output
+
+
+@cache
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -40,17 +60,7 @@ def write_page(template: str, output: Path, **values: Any) -> Path:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": words.number, "percent": words.percent, "listed": words.listed}
-    style, code = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "report.js"))
-    scripts = [Markup(get_plotlyjs()), Markup(code)]
-    page = environment.get_template(template).render(
-        style=Markup(style),
-        scripts=scripts,
-        allowed=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),
-        **values,
-    )
-    # Names may hold bytes that no encoding knows (surrogates); the page must not fail on them.
-    write_text(output, page.encode("utf-8", "replace").decode("utf-8"))
-    return output
+    return environment
 
 
 def told_apart(labels: Sequence[str]) -> list[str]:

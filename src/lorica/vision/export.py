@@ -5,6 +5,7 @@ device and in any mode, both of which it keeps, with the one batch norm that it 
 """
 
 import copy
+import importlib.util
 import io
 import json
 import logging
@@ -24,11 +25,8 @@ from torch.export import Dim, ExportedProgram
 from lorica.artefacts import write_bytes, write_json, write_text, write_with
 from lorica.errors import LoricaError
 from lorica.vision._timm import timm
-from lorica.vision.card import model_card
 from lorica.vision.classifier import Classifier
 from lorica.vision.loading import DESCRIPTION_FILE, WEIGHTS_FILE, ModelConfig, load_classifier
-
-__all__ = ["CARD_FILE", "describe", "export_folder", "export_onnx", "export_program", "model_card"]
 
 CARD_FILE = "README.md"
 SAME, CLOSE = 1e-5, 1e-3
@@ -93,6 +91,20 @@ def _quietly() -> Iterator[None]:
         logging.disable(before)
 
 
+def require_onnx() -> None:
+    """Refuse an export to ONNX before any work is done for it.
+
+    Raises:
+        LoricaError: onnx, onnxscript or onnxruntime is missing.
+    """
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(name) is None:
+            raise LoricaError(
+                f"export to ONNX needs onnx, onnxscript and onnxruntime, of which {name} is missing",
+                "pip install 'lorica[onnx]'",
+            )
+
+
 @_quietly()
 def export_onnx(classifier: Classifier, file: Path) -> float:
     """Write one ONNX file: `pixels` (batch, 3, H, W) in [0, 1] to `logits` (batch, classes), for batches of any size.
@@ -104,14 +116,9 @@ def export_onnx(classifier: Classifier, file: Path) -> float:
         LoricaError: onnx, onnxscript or onnxruntime is missing; the network cannot be traced, is too large for one
             file, or differs by more than 1e-3; or the file cannot be written. An earlier file is then as it was.
     """
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  torch's exporter needs it
-    except ImportError as error:
-        raise LoricaError(
-            f"export to ONNX needs onnx, onnxscript and onnxruntime, of which {error.name} is missing",
-            "pip install 'lorica[export]'",
-        ) from error
+    require_onnx()
+    import onnxruntime
+
     network = _portable(classifier)
     if sum(value.nbytes for value in network.state_dict().values()) > _LARGEST:
         raise LoricaError(

@@ -145,7 +145,7 @@ def _training_attack(run: RobustnessRun) -> str:
 
 
 def _hardware(machine: dict[str, Any]) -> str:
-    cores = f"{machine['cores']} cores" if machine.get("cores") else None
+    cores = f"{machine['cores']} core{'s' if machine['cores'] != 1 else ''}" if machine.get("cores") else None
     parts = [machine.get("device"), machine.get("processor"), cores, machine.get("system")]
     return ", ".join(str(part) for part in parts if part)
 

@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 
 from lorica.report.figures import shortened
 from lorica.report.look import BAND, GRID, INK, MUTED, SURFACE, Look, dress, faded, plain, scale, titled
-from lorica.report.robustness.run import RobustnessRun, objects
-from lorica.report.run import Estimate, finite
+from lorica.report.robustness.run import RobustnessRun, objects, shared_radius
+from lorica.report.run import Estimate, finite, section
 
 MOST_CLASSES = 40
 """Classes that are drawn one by one; of more, those that fall lowest."""
@@ -92,10 +92,9 @@ def _range(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f", interval {100 * low:.1f}% to {100 * high:.1f}%"
 
 
-def by_class(run: RobustnessRun) -> list[tuple[str, Estimate, Estimate]]:
-    """(class, natural accuracy, accuracy in the worst case), lowest worst case first."""
-    natural, robust = run.part("natural", "per_class"), run.worst.get("per_class")
-    robust = robust if isinstance(robust, dict) else {}
+def by_class(run: RobustnessRun, radius: str | None = None) -> list[tuple[str, Estimate, Estimate]]:
+    """(class, natural accuracy, accuracy in the worst case at a radius or the largest one), lowest first."""
+    natural, robust = run.part("natural", "per_class"), section(run.at(radius), "per_class")
     rows = [(name, Estimate.of(natural.get(name)), Estimate.of(robust[name])) for name in robust]
     known = [(name, before, after) for name, before, after in rows if after.value is not None]
     return sorted(known, key=lambda row: (row[2].value, row[0]))
@@ -137,8 +136,11 @@ def classes(run: RobustnessRun, look: Look) -> go.Figure | None:
 
 
 def classes_of_all(runs: Sequence[RobustnessRun], styles: Sequence[Look]) -> go.Figure | None:
-    """Accuracy of every class in the worst case, by model; the class that falls lowest over all of them on top."""
-    found = [{name: rate for name, _, rate in by_class(run)} for run in runs]
+    """Accuracy of every class at the largest radius that all models share; the class that falls lowest on top."""
+    radius = shared_radius(runs)
+    if radius is None:
+        return None
+    found = [{name: rate for name, _, rate in by_class(run, radius)} for run in runs]
     values: dict[str, list[float]] = {}
     for rates in found:
         for name, rate in rates.items():
@@ -237,20 +239,18 @@ def confusion(counts: Any, names: Sequence[str]) -> go.Figure | None:
 
 
 def robust_and_private(runs: Sequence[RobustnessRun], styles: Sequence[Look]) -> go.Figure | None:
-    """Robust accuracy against the AUC of the strongest membership attack; None for fewer than two models."""
-    known = [
-        (run, look)
-        for run, look in zip(runs, styles, strict=True)
-        if run.robust.value is not None and run.membership.value is not None
-    ]
-    if len(known) < 2:
+    """Robust accuracy at a shared radius against the AUC of membership; None for fewer than two such models."""
+    radius = shared_radius(runs)
+    rated = [(run, look, run.robust(radius)) for run, look in zip(runs, styles, strict=True)]
+    known = [entry for entry in rated if entry[2].value is not None and entry[0].membership.value is not None]
+    if len(known) < 2 or radius is None:
         return None
     figure = go.Figure()
-    for run, look in known:
+    for run, look, robust in known:
         figure.add_scatter(
-            x=[run.robust.value],
+            x=[robust.value],
             y=[run.membership.value],
-            error_x=_whiskers([run.robust], look.light),
+            error_x=_whiskers([robust], look.light),
             error_y=_whiskers([run.membership], look.light),
             mode="markers",
             name=plain(run.label),
@@ -265,7 +265,7 @@ def robust_and_private(runs: Sequence[RobustnessRun], styles: Sequence[Look]) ->
     figure.add_hline(y=0.5, line={"color": MUTED, "width": 1.4, "dash": "2px,3px"})
     return dress(
         figure,
-        x={"title": titled("Robust accuracy (better to the right)"), "tickformat": ".0%"},
+        x={"title": titled(f"Robust accuracy, {plain(radius)} (better to the right)"), "tickformat": ".0%"},
         y={"title": titled("AUC of membership (0.5: chance)")},
         top=16,
     )

@@ -12,7 +12,7 @@ from lorica.report.look import DARK, Look, looks
 from lorica.report.pictures import data_uri
 from lorica.report.robustness import facts, figures, tables, training, words
 from lorica.report.robustness.paths import absolute_paths, without_folders
-from lorica.report.robustness.run import RobustnessRun, objects
+from lorica.report.robustness.run import RobustnessRun, objects, radii, shared_radius
 from lorica.report.run import Estimate, Rate, section
 from lorica.report.words import rates
 
@@ -84,6 +84,7 @@ def build_robustness(runs: Sequence[RobustnessRun], *, title: str, command: str,
         norms=[(norm, figures.norm_name(norm)) for norm in _norms(clean) if f"curve/{norm}" in plots],
         worst=words.worst_classes(clean),
         many_classes=max((len(figures.by_class(run)) for run in clean), default=0) > figures.MOST_CLASSES,
+        radius=shared_radius(clean),
         confusions=_confusions(plots),
         mistakes=[(index, run, words.mistakes(run)) for index, run in enumerate(clean) if words.mistakes(run)],
         corrupted=[(i, run, *tables.corruptions(run)) for i, run in enumerate(clean) if run.part("corruptions")],
@@ -124,8 +125,8 @@ def _plots(runs: Sequence[RobustnessRun], styles: Sequence[Look]) -> dict[str, A
     for index, (run, look) in enumerate(zip(runs, styles, strict=True)):
         drawn[f"classes/{index}"] = figures.classes(run, look)
         drawn[f"confusion/{index}/natural"] = figures.confusion(run.part("natural").get("confusion"), run.classes)
-        for radius in tables.radii([run]):
-            counts = tables.at(run, radius).get("confusion")
+        for radius in radii([run]):
+            counts = run.at(radius).get("confusion")
             drawn[f"confusion/{index}/{radius}"] = figures.confusion(counts, run.classes)
         drawn[f"learning/{index}"] = training.learning(run, look)
         drawn[f"layers/{index}"] = training.layers(run)

@@ -1,5 +1,6 @@
 """What a robustness report is made of: one evaluated model, with the record and the log of its training."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,15 @@ class RobustnessRun:
         """The entry of the largest radius."""
         return self.threats[-1] if self.threats else {}
 
-    @property
-    def robust(self) -> Estimate:
-        """Accuracy in the worst case at the largest radius."""
-        return Estimate.of(self.worst.get("robust"))
+    def at(self, radius: str | None) -> dict[str, Any]:
+        """The entry of a radius, by its text, or of the largest one; empty where there is none."""
+        if radius is None:
+            return self.worst
+        return next((entry for entry in self.threats if str(entry.get("text")) == radius), {})
+
+    def robust(self, radius: str | None = None) -> Estimate:
+        """Accuracy in the worst case at a radius, or at the largest one."""
+        return Estimate.of(self.at(radius).get("robust"))
 
     @property
     def upper_bound(self) -> bool | None:
@@ -114,6 +120,23 @@ class RobustnessRun:
 def objects(value: Any) -> list[dict[str, Any]]:
     """The objects of a JSON array; none where there is no array."""
     return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
+def radii(runs: Iterable[RobustnessRun]) -> list[str]:
+    """What was allowed to the attackers, weakest first within each norm."""
+    found: dict[str, tuple[str, float]] = {}
+    for run in runs:
+        for entry in run.threats:
+            found.setdefault(str(entry.get("text")), (str(entry.get("norm")), finite(entry.get("eps")) or 0.0))
+    norms = list(dict.fromkeys(norm for norm, _ in found.values()))
+    return sorted(found, key=lambda text: (norms.index(found[text][0]), found[text][1]))
+
+
+def shared_radius(runs: Iterable[RobustnessRun]) -> str | None:
+    """The largest radius at which all runs were attacked that were attacked at all: there they can be compared."""
+    attacked = [run for run in runs if run.threats]
+    shared = [text for text in radii(attacked) if all(run.at(text) for run in attacked)]
+    return shared[-1] if shared else None
 
 
 def _flag(value: Any) -> bool | None:

@@ -1,10 +1,10 @@
 """The tables of the report: cells of numbers that the evaluations hold, one column per model."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorica.report.robustness.run import RobustnessRun, objects
+from lorica.report.robustness.run import RobustnessRun, objects, radii
 from lorica.report.run import Estimate, finite, section
 
 UNKNOWN = Estimate()
@@ -82,27 +82,12 @@ def smaller(runs: Sequence[RobustnessRun]) -> list[str]:
     return [text for text in radii(runs) if text not in largest(runs)]
 
 
-def radii(runs: Iterable[RobustnessRun]) -> list[str]:
-    """What was allowed to the attackers, weakest first within each norm."""
-    found: dict[str, tuple[str, float]] = {}
-    for run in runs:
-        for entry in run.threats:
-            found.setdefault(str(entry.get("text")), (str(entry.get("norm")), finite(entry.get("eps")) or 0.0))
-    norms = list(dict.fromkeys(norm for norm, _ in found.values()))
-    return sorted(found, key=lambda text: (norms.index(found[text][0]), found[text][1]))
-
-
-def at(run: RobustnessRun, radius: str) -> dict[str, Any]:
-    """The entry of a radius, by its text; empty where the run has none."""
-    return next((entry for entry in run.threats if str(entry.get("text")) == radius), {})
-
-
 def _row(runs: Sequence[RobustnessRun], name: str, cell: Callable[[RobustnessRun], Cell]) -> tuple[str, list[Cell]]:
     return name, [cell(run) for run in runs]
 
 
 def _attacked(runs: Sequence[RobustnessRun], radius: str) -> list[tuple[str, list[Cell]]]:
-    entries = [at(run, radius) for run in runs]
+    entries = [run.at(radius) for run in runs]
     rows: dict[str, list[Cell]] = {}
 
     def put(name: str, place: int, cell: Cell) -> None:
@@ -121,7 +106,7 @@ def _attacked(runs: Sequence[RobustnessRun], radius: str) -> list[tuple[str, lis
 
 
 def _left(runs: Sequence[RobustnessRun], radius: str) -> list[Cell]:
-    return [_worst(run, at(run, radius)) for run in runs]
+    return [_worst(run, run.at(radius)) for run in runs]
 
 
 def attack_name(name: str) -> str:

@@ -90,7 +90,7 @@ def schedules(runs: Sequence[RobustnessRun], styles: Sequence[Look]) -> go.Figur
     for row, title in enumerate(("λ₁ natural, - - adversarial", "λ₂ KL", "Learning rate"), start=1):
         figure.update_yaxes(title=titled(title), rangemode="tozero", row=row, col=1)
     _epochs(figure, rows=3)
-    return figure.update_yaxes(type="log", exponentformat="none", dtick=1, row=3, col=1)
+    return figure.update_yaxes(type="log", exponentformat="none", row=3, col=1)
 
 
 def similarity(runs: Sequence[RobustnessRun], styles: Sequence[Look]) -> go.Figure | None:
@@ -227,16 +227,16 @@ def _kept(figure: go.Figure, run: RobustnessRun, kind: str, row: int, look: Look
 
 def _turns(figure: go.Figure, run: RobustnessRun, rows: int) -> None:
     """Upright lines where training went back to the best weights."""
-    for entry in run.epochs:
-        if entry.get("reloaded"):
-            for row in range(1, rows + 1):
-                figure.add_vline(
-                    x=entry["epoch"],
-                    line={"color": MUTED, "width": 1, "dash": "2px,3px"},
-                    layer="below",
-                    row=row,
-                    col=1,
-                )
+    line = {"color": MUTED, "width": 1, "dash": "2px,3px"}
+    back = [entry["epoch"] for entry in run.epochs if entry.get("reloaded")]
+    axes = [str(row) if row > 1 else "" for row in range(1, rows + 1)]
+    figure.update_layout(
+        shapes=[
+            {"type": "line", "layer": "below", "line": line, "x0": epoch, "x1": epoch, "xref": f"x{axis}", "y0": 0,
+             "y1": 1, "yref": f"y{axis} domain"}
+            for axis in axes for epoch in back
+        ]
+    )  # fmt: skip
 
 
 def _hollow(symbol: str, look: Look) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorica.report.robustness.figures import by_class, norm_name
-from lorica.report.robustness.run import RobustnessRun, objects
-from lorica.report.robustness.tables import amount, attack_name, largest
+from lorica.report.robustness.run import RobustnessRun, objects, shared_radius
+from lorica.report.robustness.tables import attack_name, largest
 from lorica.report.run import Estimate, finite, section
 from lorica.report.words import listed, number, percent
 
@@ -27,25 +27,25 @@ class Raised:
 
 
 def headline(runs: Sequence[RobustnessRun]) -> str:
-    """How much is left, in one sentence."""
-    known = [(run, run.robust.value) for run in runs if run.robust.value is not None]
+    """How much is left, in one sentence: where models are compared, at the largest radius that they share."""
+    radius = shared_radius(runs)
+    rates = [(run, run.robust(radius).value) for run in runs]
+    known = [(run, value) for run, value in rates if value is not None]
     if not known:
         return "The evaluation holds no robust accuracy."
-    same = len({str(run.worst.get("text")) for run, _ in known}) == 1
-    start = "Under attack," if same else "Each under the strongest attack it was tried with,"
-    if len(known) == 1:
-        (run, value), *_ = known
-        natural = "" if run.natural.value is None else f", and {percent(run.natural.value)} without an attacker"
-        return f"{start} {run.label} is right {_at_most(run)}{percent(value)} of the time{natural}."
+    start = f"Attacked within {radius}," if radius else "Attacked within different radii,"
     if len(known) > _NAMED:
         least, most = (choose(value for _, value in known) for choose in (min, max))
         bound = "at most " if any(run.upper_bound for run, _ in known) else ""
         return (
             f"{start} {len(known)} models are right between {bound}{percent(least)} and {percent(most)} of the time."
         )
-    rest = [f"{run.label} {_at_most(run)}{percent(value)}" for run, value in known]
-    rest[0] = f"{known[0][0].label} is right {_at_most(known[0][0])}{percent(known[0][1])} of the time"
-    return f"{start} {listed(rest)}."
+    parts = [f"{run.label} {_at_most(run)}{percent(value)}" for run, value in known]
+    first, value = known[0]
+    parts[0] = f"{first.label} is right {_at_most(first)}{percent(value)} of the time"
+    if len(known) == 1 and first.natural.value is not None:
+        parts[0] += f"; {percent(first.natural.value)} without an attacker"
+    return f"{start} {listed(parts)}."
 
 
 def _at_most(run: RobustnessRun) -> str:
@@ -57,7 +57,7 @@ def bounds(runs: Sequence[RobustnessRun]) -> str:
     labels = [run.label for run in runs if run.upper_bound]
     if not labels:
         return ""
-    return f"Less than standard AutoAttack ran on {listed(labels)}. All of it usually breaks more pictures."
+    return f"Less than standard AutoAttack ran on {listed(labels)}. The full attack usually breaks more pictures."
 
 
 def flags(runs: Sequence[RobustnessRun]) -> list[Raised]:
@@ -107,9 +107,9 @@ def worst_classes(runs: Sequence[RobustnessRun]) -> list[tuple[int, str, Estimat
 
 
 def mistakes(run: RobustnessRun) -> list[str]:
-    """The most frequent mistakes in the worst case, in words."""
+    """The most frequent mistakes in the worst case, with their number."""
     return [
-        f"{entry.get('class')} taken for {entry.get('taken_for')}, {amount(finite(entry.get('count')))} times"
+        f"{entry.get('class')} taken for {entry.get('taken_for')} ({entry.get('count')})"
         for entry in objects(run.worst.get("confused"))[:5]
     ]
 
@@ -125,7 +125,7 @@ def side_by_side(run: RobustnessRun) -> str:
     count = "" if members is None else f" on {members:,.0f} members and as many others"
     return (
         f"{said}: {found.get('worst_attack') or 'the strongest attack'} reaches an AUC of {number(auc.value)}{count}, "
-        f"where 0.5 is chance. Robust accuracy beside it: {percent(run.robust.value)}."
+        f"where 0.5 is chance. Robust accuracy beside it: {percent(run.robust().value)}."
     )
 
 
@@ -202,7 +202,9 @@ def notes(runs: Sequence[RobustnessRun]) -> list[str]:
         if run.record.get("stopped"):
             said.setdefault(f"training ended early: {run.record['stopped']}.", []).append(run.label)
     return [
-        text if len(set(labels)) == len(runs) else f"{listed(dict.fromkeys(labels))}: {text}"
+        f"{text[:1].upper()}{text[1:]}"
+        if len(set(labels)) == len(runs)
+        else f"{listed(dict.fromkeys(labels))}: {text}"
         for text, labels in said.items()
     ]
 

@@ -36,19 +36,24 @@ def faces(data: Path, folder: Path) -> Path:
 
 
 def cifar10(data: Path, folder: Path, *, train: int = 25_000, test: int = 10_000) -> Path:
-    """CIFAR-10 in its binary layout: the first pictures of each part; shards of 2,500, each of balanced classes."""
+    """CIFAR-10 in its binary layout: the first pictures of each part, of which every 2,500 have balanced classes."""
     folder.mkdir(parents=True, exist_ok=True)
-    labels = np.load(data / "cifar10" / "labels.npz")
-    (folder / "batches.meta.txt").write_text("\n".join(np.char.decode(labels["classes"])) + "\n", encoding="utf-8")
+    names = np.char.decode(np.load(data / "cifar10" / "labels.npz")["classes"])
+    (folder / "batches.meta.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
     files = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
     for part, count in (("train", train), ("test", test)):
-        shards = [_tiles(data / "cifar10" / f"{part}_{i:02d}.webp") for i in range(-(-count // 2500))]
-        pictures = np.concatenate(shards)[:count].reshape(count, -1)
-        numbers = labels[f"{part}_labels"][:count].astype(np.uint8)
-        records = np.concatenate([numbers[:, None], pictures], axis=1)
+        pictures, numbers = cifar10_pictures(data, part, count)
+        records = np.concatenate([numbers[:, None].astype(np.uint8), pictures.reshape(count, -1)], axis=1)
         for name, rows in zip(files[part], np.array_split(records, len(files[part])), strict=True):
             (folder / name).write_bytes(rows.tobytes())
     return folder
+
+
+def cifar10_pictures(data: Path, part: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first pictures (N, 3, 32, 32) uint8 of "train" or "test", and their labels (N,) int64."""
+    shards = [_tiles(data / "cifar10" / f"{part}_{i:02d}.webp") for i in range(-(-count // 2500))]
+    labels = np.load(data / "cifar10" / "labels.npz")[f"{part}_labels"]
+    return np.concatenate(shards)[:count], labels[:count].astype(np.int64)
 
 
 def _tiles(file: Path) -> np.ndarray:
