@@ -29,6 +29,7 @@ from finetune_runs import (
 from lorica.config import load
 from lorica.data.batches import ordered
 from lorica.data.label_split import LabelledSplit
+from lorica.data.labelled import LabelledSet
 from lorica.errors import LoricaError
 from lorica.finetune import METHODS, AttackConfig, Diverged, FinetuneConfig, gradient_similarity, run
 from lorica.finetune.ema import Average
@@ -285,13 +286,12 @@ def test_an_epoch_of_few_pictures_is_several_passes_over_them(
 
 
 # ----- loss weights -------------------------------------------------------------------------------------------------
-def accuracy_of(epoch: Epoch, split: LabelledSplit) -> float:
-    """Of the branch on the training pictures, as they are."""
+def accuracy_of(epoch: Epoch, data: LabelledSet) -> float:
+    """Of the branch on pictures as they are."""
     method = epoch.method.eval()
     with torch.no_grad():
         hits = [
-            (method.natural_logits(pixels).argmax(1) == labels).float()
-            for pixels, labels in ordered(split.train, 5, "cpu")
+            (method.natural_logits(pixels).argmax(1) == labels).float() for pixels, labels in ordered(data, 5, "cpu")
         ]
     return float(torch.cat(hits).mean())
 
@@ -313,11 +313,12 @@ def test_the_loss_weights_follow_the_branchs_accuracy_on_the_training_pictures(
     finetune: Finetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     epochs, splits = watch_epochs(monkeypatch), keep_splits(monkeypatch)
-    finetune(epochs=3, options={"alpha": 2.0, "lambda2_max": 5.0})
+    finetune(epochs=6, options={"alpha": 2.0, "lambda2_max": 5.0}, learning_rate=0.2)
     rows = read_metrics(tmp_path / "run")
     for row, epoch in zip(rows[1:], epochs[:-1], strict=True):
-        assert row["natural_accuracy"] == pytest.approx(accuracy_of(epoch, splits[0]))
-    assert len({row["natural_accuracy"] for row in rows}) > 1
+        assert row["natural_accuracy"] == pytest.approx(accuracy_of(epoch, splits[0].train))
+    assert any(accuracy_of(epoch, splits[0].train) != accuracy_of(epoch, splits[0].val) for epoch in epochs[:-1])
+    assert len({row["natural_accuracy"] for row in rows}) > 2
     for row in rows:
         learned = row["natural_accuracy"] ** 2
         assert (row["weight_natural"], row["weight_adversarial"]) == pytest.approx((1 - learned, learned))

@@ -335,3 +335,21 @@ def test_a_radius_that_is_not_positive_and_finite_is_refused(eps, norm):
 
 def test_a_threat_model_is_written_as_in_papers():
     assert str(LINF) == "L-inf 8/255" and str(Threat(4.5 / 255)) == "L-inf 4.5/255" and str(L2) == "L2 0.5"
+
+
+def test_no_restart_is_no_attack() -> None:
+    with pytest.raises(ValueError, match="0 restarts"):
+        worst_of(
+            torch.nn.Flatten(),
+            torch.rand(1, 3, 1, 1),
+            torch.tensor([0]),
+            Threat(0.1),
+            steps=1,
+            step_size=0.1,
+            restarts=0,
+        )
+
+
+def test_half_a_fraction_is_no_radius() -> None:
+    with pytest.raises(ValueError, match="8/255"):
+        parse_eps("8/")

@@ -32,6 +32,7 @@ from lorica.interrupt import interruptible
 from lorica.monitor import METRICS_FILE, Monitor
 from lorica.progress import console
 from lorica.vision import Classifier, load_classifier, require_logits
+from lorica.vision.export import require_onnx
 
 LIVE = {"val_natural": "nat {:.2f}", "val_robust": "rob {:.2f}", "learning_rate": "lr {:.0e}"}
 LAMBDAS = {"weight_natural": "λ1 {:.2f}", "weight_kl": "λ2 {:.1f}"}
@@ -67,6 +68,8 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
         if main:
             console.print(f"The run in {escape(str(config.output))} is complete.")
         return record if main else {}
+    if "onnx" in config.export:
+        require_onnx()
     torch.manual_seed(config.seed)  # of a new head and of the branch
     classifier, notes = load_classifier(config.model)
     start = weights_digest(classifier)

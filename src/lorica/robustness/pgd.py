@@ -138,13 +138,15 @@ def worst_of(
         threat: the allowed pictures.
         steps: per restart.
         step_size: length of a step.
-        restarts: independent random starts.
+        restarts: independent random starts, at least 1.
         random_start: False starts at the pictures, once.
         generator: of the starts.
 
     Returns:
         (N, C, H, W); the picture itself where the model is wrong about it already.
     """
+    if restarts < 1:
+        raise ValueError(f"{restarts} restarts attack nothing")
     with torch.no_grad():
         fooled = model(pixels).argmax(dim=1) != labels
     worst = pixels

@@ -81,8 +81,8 @@ def parse_eps(value: object) -> float:
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    numerator, _, denominator = str(value).partition("/")
+    numerator, slash, denominator = str(value).partition("/")
     try:
-        return float(numerator) / float(denominator or 1)
+        return float(numerator) / float(denominator if slash else 1)
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"{value!r} is not a number; write 8/255 or 0.03") from None
