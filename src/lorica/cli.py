@@ -232,11 +232,15 @@ def _report(config: Any) -> None:
             )
         _robustness_page(folders, config.output, config.title)
         return
-    runs = [
-        load_run(folder, folder.parent if (folder.parent / "metrics.jsonl").exists() else None) for folder in folders
-    ]
+    runs = [load_run(folder, _training(folder)) for folder in folders]
     page = build(runs, title=config.title or "Membership audit", command=_command(), output=config.output)
     console.print(f"Report: {escape(str(page))}")
+
+
+def _training(folder: Path) -> Path | None:
+    """The run that a result lies in, if it lies in one."""
+    run = folder.resolve().parent
+    return run if any((run / name).is_file() for name in ("metrics.jsonl", "run.json")) else None
 
 
 def _evaluation(folder: Path) -> Path | None:
@@ -248,10 +252,7 @@ def _evaluation(folder: Path) -> Path | None:
 def _robustness_page(folders: list[Path], output: Path, title: str | None = None) -> None:
     from lorica.report.robustness import build_robustness, load_robustness
 
-    runs = [
-        load_robustness(folder, folder.parent if (folder.parent / "metrics.jsonl").exists() else None)
-        for folder in folders
-    ]
+    runs = [load_robustness(folder, _training(folder)) for folder in folders]
     page = build_robustness(runs, title=title or "Robustness evaluation", command=_command(), output=output)
     console.print(f"Report: {escape(str(page))}")
 
