@@ -16,6 +16,8 @@ from lorica.cli import main, print_audit
 from lorica.config import walk
 from lorica.data.cohort import write_cohort
 from lorica.demo import DemoConfig
+from lorica.evaluate import EvaluateConfig
+from lorica.finetune import FinetuneConfig
 from lorica.generate import GenerateConfig
 from lorica.shadows import ShadowsConfig
 
@@ -74,6 +76,8 @@ def finished_run(tmp_path_factory, people, tiny_pipeline_folder) -> Path:
         ("generate", GenerateConfig),
         ("demo", DemoConfig),
         ("shadows", ShadowsConfig),
+        ("finetune", FinetuneConfig),
+        ("evaluate", EvaluateConfig),
     ],
 )
 def test_help_teaches_every_key_of_the_configuration(lorica, verb, cls):
