@@ -18,7 +18,7 @@ class AttackConfig(Config):
     """The attack that adversarial pictures of training and validation come from."""
 
     kind: Literal["pgd", "n-fgsm"] = Field(
-        "pgd", description="n-fgsm: one step, a fast mode that costs about a fifth and is less robust"
+        "pgd", description="n-fgsm: one step, a fast mode of a quarter to a third of the passes, and less robust"
     )
     eps: Radius = Field(8 / 255, description="radius, of pixels in [0, 1]; 8/255 may be written so")
     norm: Norm = Field("linf", description="linf or l2")
