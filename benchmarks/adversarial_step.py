@@ -7,11 +7,11 @@
 ResNet-18 for pictures of 32 pixels, batch 128, PGD-10 at 8/255 from a uniform start, random pictures that lie ready in
 memory. Contenders do the same mathematics; batch loading, validation and the schedules are left out.
 
-    authors     transcribed from the method's description: fp32, NCHW, eager. `requires_grad` of all parameters is set
-                by a loop over them before each of the three parts of a step. The attack takes the gradient of the
-                pixels alone (`autograd.grad`), while all parameters require theirs; batch norms are in eval mode. For
-                the natural pass each convolution adds its B A / r to its weight when it is called. Loss and two
-                accuracies are read back each step (that they are is an assumption; it costs nothing on a CPU).
+    authors     transcribed from the method's description: fp32 (TF32 where torch takes it by itself), NCHW, eager.
+                `requires_grad` of all parameters is set by a loop over them before each part of a step. The attack
+                takes the gradient of the pixels alone (`autograd.grad`), while all parameters require theirs; batch
+                norms are in eval mode. For the natural pass each convolution adds its B A / r to its weight when it
+                is called. Loss and two accuracies are read back each step (an assumption; free on a CPU).
     ours        `lorica.finetune`'s step, without what the authors do not have: weight averaging and the comparison of
                 gradients
     floor       what is left if all but the network is free: 10 (forward + backward to the pixels), 2 forwards and 1

@@ -50,6 +50,14 @@ def test_step_cost_reports_every_ratio() -> None:
         assert found[name] > 0
 
 
+def test_adversarial_step_counts_what_both_orders_of_work_do() -> None:
+    found = figures("adversarial_step.py", "--smallest")
+    counted = found["counted"]
+    assert counted["autolora"] == counted["authors"]  # the same passes and the same arithmetic
+    assert counted["autolora"]["forward_passes"] == counted["autolora"]["backward_passes"] == 12
+    assert found["ratio_to_authors"]["median"] > 0 and found["ratio_to_floor"]["median"] > 0
+
+
 @needs_data
 def test_robust_finetuning_compares_methods(tmp_path: Path) -> None:
     options = ("--sets", "faces", "--methods", "at", "--epochs", "1", "--tier", "quick", "--output", tmp_path)

@@ -92,9 +92,10 @@ def test_the_model_is_left_as_it_was() -> None:
     model, x = network("cifar_resnet18", width=4).train(), pictures()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     modules, parameters = list(model.modules()), list(model.parameters())
+    folded = Folded(model, x[:1])  # of a model in training, too
     with crafting(model):
-        folded = Folded(model, x[:1])
         gradient(folded, x)
+        assert not any(p.requires_grad for p in folded.parameters())
     after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     assert all(a is b for a, b in zip(modules, model.modules(), strict=True))
@@ -189,6 +190,15 @@ def test_nothing_is_folded_where_the_norm_is_not_the_only_user(way: Callable[[Bl
 
 def plain(block: Block, x: Tensor) -> Tensor:
     return block.norm(block.conv(x))
+
+
+def test_a_norm_of_two_names_is_folded_under_both() -> None:
+    model = lively(Block(lambda block, x: block.alias(block.conv(x))))
+    model.alias = model.norm
+    model, x = model.eval(), pictures()
+    folded = Folded(model, x)
+    assert len(folded.pairs) == 1
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-5, atol=1e-5)
 
 
 def test_a_norm_that_uses_the_batch_is_not_folded() -> None:

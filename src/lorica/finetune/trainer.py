@@ -18,7 +18,8 @@ from lorica.finetune.methods import Method
 from lorica.finetune.schedule import Decision, RobustAccuracyLR, StepLR
 from lorica.finetune.similarity import gradient_similarity
 from lorica.finetune.state import load_state, momenta, restore_momenta, save_state
-from lorica.robustness.pgd import crafting, cross_entropy, n_fgsm, pgd
+from lorica.robustness.folding import Folded
+from lorica.robustness.pgd import Model, crafting, cross_entropy, n_fgsm, pgd
 from lorica.seeds import stable_seed
 
 CHECKPOINTS = "checkpoints"
@@ -70,6 +71,7 @@ class Trainer:
         self.epoch = self.step_in_epoch = 0
         self.sums: dict[str, Tensor] = {}
         self._running = self._known = 0.0
+        self._folded: Folded | None = None
         half = config.precision == "bf16" or (config.precision == "auto" and self.device.type == "cuda")
         self._half = half
         self._compared = self._evenly_spaced(config.similarity_batches)
@@ -106,17 +108,25 @@ class Trainer:
     def _attacked(self, pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         attack, method = self.config.attack, self.method
         with crafting(method), method.route(), self._autocast():
-            loss = method.attacker(pixels, labels)
+            loss, model = method.attacker(pixels, labels), self._attackable(pixels)
             if attack.kind == "n-fgsm":
-                return n_fgsm(self.logits, pixels, loss, attack.threat, generator=generator)
+                return n_fgsm(model, pixels, loss, attack.threat, generator=generator)
             start = None
             if attack.start == "uniform":
                 start = attack.threat.random(pixels, generator)
             elif attack.start == "gaussian":
                 start = pixels + 0.001 * torch.randn(pixels.shape, generator=generator).to(pixels.device)
-            return pgd(
-                self.logits, pixels, loss, attack.threat, steps=attack.steps, step_size=attack.size, start=start
-            )
+            return pgd(model, pixels, loss, attack.threat, steps=attack.steps, step_size=attack.size, start=start)
+
+    def _attackable(self, pixels: Tensor) -> Model:
+        """The classifier as it is, for many passes before it changes: `logits`, faster."""
+        if self._folded is None:
+            self._folded = Folded(self.method.classifier, pixels[:1])
+            if self.config.compile:
+                self._folded.compile()
+        self._folded.refresh()
+        folded = self._folded
+        return lambda x: folded(x).float()
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Of the classifier as it is, float32."""

@@ -27,8 +27,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         kept = x if self.downsample is None else self.downsample(x)
-        x = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(x)) + kept)
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        return F.relu(self.bn2(self.conv2(x)).add_(kept), inplace=True)
 
 
 class Bottleneck(nn.Module):
@@ -48,9 +48,9 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         kept = x if self.downsample is None else self.downsample(x)
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = F.relu(self.bn2(self.conv2(x)))
-        return F.relu(self.bn3(self.conv3(x)) + kept)
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
+        return F.relu(self.bn3(self.conv3(x)).add_(kept), inplace=True)
 
 
 class PreactivationBlock(nn.Module):
@@ -67,9 +67,9 @@ class PreactivationBlock(nn.Module):
         self.downsample = None if shortcut is None else nn.Conv2d(inputs, width, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        active = F.relu(self.bn1(x))
+        active = F.relu(self.bn1(x), inplace=True)
         kept = x if self.downsample is None else self.downsample(active)
-        return self.conv2(F.relu(self.bn2(self.conv1(active)))) + kept
+        return self.conv2(F.relu(self.bn2(self.conv1(active)), inplace=True)).add_(kept)
 
 
 class PaddedShortcut(nn.Module):
@@ -151,10 +151,10 @@ class CifarResNet(nn.Module):
         """(N, C, h, w), before pooling."""
         x = self.bn1(self.conv1(x))
         if isinstance(self.norm, nn.Identity):
-            x = F.relu(x)
+            x = F.relu(x, inplace=True)
         for name in self.stages:
             x = getattr(self, name)(x)
-        return x if isinstance(self.norm, nn.Identity) else F.relu(self.norm(x))
+        return x if isinstance(self.norm, nn.Identity) else F.relu(self.norm(x), inplace=True)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits, or pooled features (N, C)."""
