@@ -24,8 +24,6 @@ with their quartiles, and seconds per epoch of 50,000 pictures extrapolated from
 import argparse
 import json
 import statistics
-import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,9 +31,8 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
+import timing
 from lorica.artefacts import hardware, versions
 from lorica.config import load
 from lorica.data.label_split import LabelledSplit
@@ -46,7 +43,6 @@ from lorica.finetune.trainer import Trainer
 from lorica.robustness.folding import Folded
 from lorica.robustness.pgd import crafting, cross_entropy
 from lorica.vision import Classifier, ModelConfig, load_classifier
-from lorica.vision.cifar_resnet import CifarResNet
 
 STEPS, EPS, SIZE, RANK, LAMBDA1, LAMBDA2 = 10, 8 / 255, 2 / 255, 8, 0.5, 3.0
 EPOCH = 50_000
@@ -156,7 +152,7 @@ def trainer(name: str, args: argparse.Namespace, device: torch.device, x: Tensor
     return made
 
 
-def floor_parts(ours: Trainer, x: Tensor, y: Tensor, clock: "Clock") -> Callable[[], dict[str, float]]:
+def floor_parts(ours: Trainer, x: Tensor, y: Tensor, clock: timing.Clock) -> Callable[[], dict[str, float]]:
     """Times single passes of the network as ours calls it, and adds them up to a step."""
     method = ours.method
     x = x.contiguous(memory_format=torch.channels_last)
@@ -182,84 +178,18 @@ def floor_parts(ours: Trainer, x: Tensor, y: Tensor, clock: "Clock") -> Callable
     return parts
 
 
-# ----- counting and timing -----------------------------------------------------------------------------------------
-class Operations(TorchDispatchMode):
-    """Counts floating-point operations of convolutions and matrix products, forward and backward."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.forward = self.backward = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func.overloadpacket)
-        if formula is not None:
-            amount = formula(*args, **(kwargs or {}), out_val=result)
-            if "backward" in str(func):
-                self.backward += amount
-            else:
-                self.forward += amount
-        return result
-
-
-def count(step: Callable[[Tensor, Tensor], object], x: Tensor, y: Tensor) -> dict[str, float]:
-    """Passes of the whole batch through the network in a step, and 10^9 floating-point operations per picture."""
-    passes: Counter[str] = Counter()
-
-    def forward(module: nn.Module, inputs: object, output: Tensor) -> None:
-        if isinstance(module, CifarResNet):
-            passes["forward"] += len(output)
-            if output.requires_grad:
-                output.register_hook(lambda gradient: passes.update(backward=len(gradient)))
-
-    step(x, y)  # the first one may look for what later ones know
-    handle = nn.modules.module.register_module_forward_hook(forward)
-    try:
-        with Operations() as done:
-            step(x, y)
-    finally:
-        handle.remove()
-    return {
-        "forward_passes": passes["forward"] / len(x),
-        "backward_passes": passes["backward"] / len(x),
-        "gflop_forward": round(done.forward / len(x) / 1e9, 4),
-        "gflop_backward": round(done.backward / len(x) / 1e9, 4),
-    }
-
-
-class Clock:
-    """Seconds that something takes, the device's work included."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.now = time.process_time if args.processor_time else time.perf_counter
-        self.wait = torch.cuda.synchronize if args.device == "cuda" else lambda: None
-
-    def __call__(self, work: Callable[[], object]) -> tuple[object, float]:
-        self.wait()
-        start = self.now()
-        result = work()
-        self.wait()
-        return result, self.now() - start
-
-
-def ratio(above: list[float], below: list[float]) -> dict[str, float]:
-    """Median and quartiles over rounds."""
-    found = sorted(a / b for a, b in zip(above, below, strict=True))
-    low, high = statistics.quantiles(found, n=4, method="inclusive")[::2] if len(found) > 1 else found * 2
-    return {"median": round(statistics.median(found), 3), "low": round(low, 3), "high": round(high, 3)}
-
-
+# ----- timing ------------------------------------------------------------------------------------------------------
 def measure(args: argparse.Namespace) -> dict[str, object]:
     device = torch.device(args.device)
-    clock = Clock(args)
+    clock = timing.Clock(args.device, processor_time=args.processor_time)
     generator = torch.Generator().manual_seed(0)
     x = torch.rand((args.batch, 3, 32, 32), generator=generator).to(device)
     y = torch.randint(10, (args.batch,), generator=generator).to(device)
     eager = argparse.Namespace(**vars(args) | {"compile": False})
-    counted = {"authors": count(authors_step(args.width, device), x[:16], y[:16])}
+    counted = {"authors": timing.count(authors_step(args.width, device), x[:16], y[:16])}
     contenders = {"authors": authors_step(args.width, device)}
     for name in dict.fromkeys(["autolora", *args.methods]):
-        counted[name] = count(trainer(name, eager, device, x[:16], y[:16]).step, x[:16], y[:16])
+        counted[name] = timing.count(trainer(name, eager, device, x[:16], y[:16]).step, x[:16], y[:16])
         made = trainer(name, args, device, x, y)
         contenders[name] = made.step
         if name == "autolora":
@@ -275,10 +205,10 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
         for name in contenders
     }
     return {
-        "ratio_to_authors": ratio(seconds["autolora"], seconds["authors"]),
-        "ratio_to_floor": ratio(seconds["autolora"], seconds["floor"]),
+        "ratio_to_authors": timing.ratio(seconds["autolora"], seconds["authors"]),
+        "ratio_to_floor": timing.ratio(seconds["autolora"], seconds["floor"]),
         "ratios_to_autolora": {
-            name: ratio(seconds[name], seconds["autolora"]) for name in args.methods if name != "autolora"
+            name: timing.ratio(seconds[name], seconds["autolora"]) for name in args.methods if name != "autolora"
         },
         "seconds": {name: round(value, 5) for name, value in medians.items()},
         "counted": counted,

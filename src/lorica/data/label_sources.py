@@ -86,6 +86,21 @@ def _is_divided(root: Path, files: list[str]) -> bool:
     return True
 
 
+def divided_folder(root: Path, files: list[str]) -> str | None:
+    """Name of the folder of training pictures, if a folder is divided into train, val and test.
+
+    Args:
+        root: the folder.
+        files: pictures in it, relative to it, POSIX.
+
+    Raises:
+        LoricaError: there is no telling whether it is divided.
+    """
+    if not _is_divided(root, files):
+        return None
+    return next(name for name in _folders(root) if _PART_OF.get(name.lower()) == "train")
+
+
 def _refuse_empty_folders(root: Path, files: list[str], depth: int) -> None:
     """An empty folder is a class that nobody can learn, a copy that failed, or a link to another part."""
     filled = {"/".join(name.split("/")[:count]) for name in files for count in range(1, depth + 1)}

@@ -83,7 +83,7 @@ def read_labelled(source: Path, *, size: tuple[int, int], cache: Path | None = N
     parts, classes = _listing(Path(source))
     _check_classes(source, parts, classes)
     samples = [sample for part in parts.values() for sample in part]
-    hashes, stack = _decoded(source, samples, size, cache)
+    hashes, stack = decoded(source, samples, size, cache)
     pixels = torch.from_numpy(stack)
     place = {name: index for index, name in enumerate(classes)}
     labels = torch.tensor([place[sample.label] for sample in samples])
@@ -136,10 +136,14 @@ def _check_classes(source: Path, parts: Parts, classes: tuple[str, ...]) -> None
             )
 
 
-def _decoded(
+def decoded(
     source: Path, samples: list[Sample], size: tuple[int, int], cache: Path | None
 ) -> tuple[list[str], Pixels]:
-    """Hashes and pixels (N, 3, H, W) of all samples, in order."""
+    """Hashes and pixels (N, 3, H, W) of all samples, in order; from the cache where they are in it.
+
+    Raises:
+        LoricaError: pictures that cannot be decoded, all of them in one error.
+    """
     hashes = list(_each(_hashed, samples, "hashing pictures"))
     problems = {s.name: h.problem for s, h in zip(samples, hashes, strict=True) if isinstance(h, LoricaError)}
     sound = [sample for sample in samples if sample.name not in problems]

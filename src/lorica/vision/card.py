@@ -45,6 +45,54 @@ def model_card(facts: Facts) -> str:
     return _front_matter(facts) + "\n\n".join(sections) + "\n"
 
 
+def encoder_card(facts: Facts) -> str:
+    """Markdown for an encoder without a head.
+
+    Args:
+        facts: the record of a pre-training run (run.json); all optional, and shown as in `model_card`.
+    """
+    facts = _settled(facts)
+    ours = str(facts.get("architecture", "")).startswith("cifar_")
+    sections = [
+        f"# {_code(facts.get('name') or facts.get('architecture') or 'encoder')}",
+        "An image encoder pre-trained without labels with Lorica. It takes pixels in [0, 1] and returns features.",
+        _rows(_pretraining(facts)),
+        "## How to use it",
+        f"""\
+```
+lorica evaluate FOLDER --data LABELLED --protocol slf,alf,aff
+lorica finetune --data LABELLED --model FOLDER
+```
+
+or, for pixels normalised with the mean and std in config.json:
+
+```python
+import timm{", lorica.vision.cifar_resnet" if ours else ""}
+features = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
+```""",
+        "## Caveats",
+        "- No robust accuracy is stated: an encoder has none of its own. Fine-tune it and measure with AutoAttack.\n"
+        "- An encoder can leak which pictures it has seen. Think before you publish one of private pictures.",
+    ]
+    return _front_matter(facts, "image-feature-extraction") + "\n\n".join(sections) + "\n"
+
+
+def _pretraining(facts: Facts) -> Iterator[tuple[str, str]]:
+    size = facts.get("size")
+    if isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) for side in size):
+        yield "Pictures", f"{size[0]} x {size[1]}"
+    yield "Architecture", _named(facts.get("architecture"))
+    yield "Method", _text(facts.get("method"))
+    yield "Invariance", f"{_text(facts.get('invariance'))}, form {_text(facts.get('form'))}"
+    yield "Threat model", _text(facts.get("threat"))
+    yield "Batch norms", f"{_text(facts.get('route'))} route"
+    yield "Data", f"{_named(facts.get('data'), last=True)}, {_text(facts.get('pictures'))} pictures"
+    yield "Epochs", _text(facts.get("epochs"))
+    yield "Seeds", _text(facts.get("seed"))
+    yield "Hardware", _pairs(facts.get("hardware"))
+    yield "Versions", _pairs(facts.get("versions"))
+
+
 def _settled(facts: Facts) -> dict[str, Any]:
     """What a run's configuration says, where the facts themselves do not."""
     config = facts.get("config")
@@ -55,12 +103,12 @@ def _settled(facts: Facts) -> dict[str, Any]:
     return {key: value for key, value in (found | dict(facts)).items() if value is not None}
 
 
-def _front_matter(facts: Facts) -> str:
+def _front_matter(facts: Facts, task: str = "image-classification") -> str:
     head = {
         "license": _line(facts["license"]) if "license" in facts else "unknown",
         "library_name": "timm",
-        "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "timm", "lorica", "adversarial-robustness"],
+        "pipeline_tag": task,
+        "tags": [task, "timm", "lorica", "adversarial-robustness"],
     }
     return f"---\n{yaml.safe_dump(head, sort_keys=False, width=math.inf)}---\n\n"
 

@@ -35,7 +35,12 @@ class Classifier(nn.Module):
         mean: of each channel of pixels in [0, 1].
         std: likewise.
         architecture: how the backbone was made.
-        classes: names, in the order of the logits.
+        classes: names, in the order of the logits; none of an encoder, which has no head and returns features.
+
+    Attributes:
+        natural_norms: of a network with batch norms for natural pictures and others for adversarial ones, of which
+            the backbone holds the latter: the former's tensors on the CPU, by their names in the backbone's state
+            dict. They are as they were loaded: whoever trains the backbone sets them anew or to None.
     """
 
     mean: Tensor
@@ -56,9 +61,10 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.architecture = architecture
         self.classes = classes
+        self.natural_norms: dict[str, Tensor] | None = None
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits (N, classes) of pixels (N, 3, H, W) in [0, 1]."""
+        """Logits (N, classes), or features (N, D) where there is no head, of pixels (N, 3, H, W) in [0, 1]."""
         return self.backbone((pixels - self.mean) / self.std)
 
     @property

@@ -26,7 +26,7 @@ from lorica.artefacts import write_bytes, write_json, write_text, write_with
 from lorica.errors import LoricaError
 from lorica.vision._timm import timm
 from lorica.vision.classifier import Classifier
-from lorica.vision.loading import DESCRIPTION_FILE, WEIGHTS_FILE, ModelConfig, load_classifier
+from lorica.vision.loading import DESCRIPTION_FILE, NATURAL_NORMS_FILE, WEIGHTS_FILE, ModelConfig, load_classifier
 
 CARD_FILE = "README.md"
 SAME, CLOSE = 1e-5, 1e-3
@@ -41,9 +41,10 @@ def export_folder(classifier: Classifier, folder: Path, *, card: str) -> None:
     `load_classifier(ModelConfig(name=folder))` loads it for pixels in [0, 1], and
     `timm.create_model("local-dir:" + folder, pretrained=True)` for pixels normalised with the mean and std in
     config.json, in a process that has imported `lorica.vision.cifar_resnet` if it is one of that family.
+    `Classifier.natural_norms`, if there are any, go to natural_norms.safetensors.
 
     Args:
-        classifier: what to write.
+        classifier: what to write; an encoder without a head is as good.
         folder: where; an earlier model in it is replaced.
         card: of the model, Markdown (`model_card`).
 
@@ -67,14 +68,21 @@ def export_folder(classifier: Classifier, folder: Path, *, card: str) -> None:
         write_with(scratch / WEIGHTS_FILE, lambda part: save_file(weights, part, metadata={"format": "pt"}))
         write_json(scratch / DESCRIPTION_FILE, description)
         write_text(scratch / CARD_FILE, card)
+        files = [WEIGHTS_FILE, CARD_FILE, DESCRIPTION_FILE]
+        if (norms := network.natural_norms) is not None:
+            tensors = {key: value.detach().cpu().clone() for key, value in norms.items()}
+            write_with(scratch / NATURAL_NORMS_FILE, lambda part: save_file(tensors, part, metadata={"format": "pt"}))
+            files.insert(0, NATURAL_NORMS_FILE)
         again, _ = load_classifier(ModelConfig(name=name))
         _require(_largest_difference(network, again), SAME, "the exported folder")
         plain = timm().create_model(f"local-dir:{name}", pretrained=True).eval()
         alone = _largest_difference(network, lambda pixels: plain((pixels - again.mean) / again.std))
         _require(alone, SAME, "the exported folder, loaded by timm alone,")
-        with suppress(OSError):  # without it, half of each of two models is none; writing tells what is wrong
-            (folder / DESCRIPTION_FILE).unlink()
-        for file in (WEIGHTS_FILE, CARD_FILE, DESCRIPTION_FILE):
+        # Without a description half of each of two models is none. What cannot be removed cannot be written either.
+        for stale in (DESCRIPTION_FILE, NATURAL_NORMS_FILE):
+            with suppress(OSError):
+                (folder / stale).unlink()
+        for file in files:
             write_with(folder / file, (scratch / file).replace)
 
 

@@ -5,27 +5,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lorica.artefacts import read_json
 from lorica.config import Config
-from lorica.data.pictures import listed
 from lorica.errors import LoricaError
 from lorica.vision._timm import timm
+from lorica.vision.batch_norm import norm_tensors
 from lorica.vision.classifier import Architecture, Classifier, head_modules
+from lorica.vision.robust_ssl import Route, Unpacked, unpack
+from lorica.vision.weights import aliased, fit_weights, read_tensors, read_weights, require_fit
 
 WEIGHTS_FILE, DESCRIPTION_FILE = "model.safetensors", "config.json"
 """What `save_for_hf` of timm, and so Lorica's export, leave in a folder."""
-
-# Wrappers around a state dict, and around the model that it is of; prefixes may be nested.
-_INSIDE, _DEEPEST = ("state_dict", "model_state_dict", "model", "net"), 4
-_PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
-# What other code calls the same layers.
-_ALIASES = (("linear.", "fc."), (".shortcut.", ".downsample."))
+NATURAL_NORMS_FILE = "natural_norms.safetensors"
+"""Beside them, of a network with two sets of batch norms: `Classifier.natural_norms`."""
 
 
 class ModelConfig(Config):
@@ -41,6 +36,7 @@ class ModelConfig(Config):
         None, description="weights file (.safetensors, or .pt/.pth holding tensors only) for the architecture"
     )
     pretrained: bool = Field(True, description="download the architecture's weights when no checkpoint is given")
+    route: Route = Field("adversarial", description="of a checkpoint with dual batch norms, which to keep")
     arguments: dict[str, Any] = Field({}, description="further arguments of the architecture, e.g. {width: 16}")
     size: tuple[PositiveInt, PositiveInt] | None = Field(
         None, description="height, width of its pictures; the checkpoint's own by default"
@@ -57,10 +53,13 @@ def load_classifier(config: ModelConfig, classes: Sequence[str] | None = None) -
     Args:
         config: which one.
         classes: of the data. The checkpoint's head is kept if it states the same classes; otherwise the head is made
-            anew. None keeps the checkpoint's head whatever it was trained for.
+            anew. None keeps the checkpoint's head whatever it was trained for; a checkpoint without one gives an
+            encoder that returns features and has no classes.
 
     Returns:
-        The model, in eval mode on the CPU; and what a user should know of how it came to be.
+        The model, in eval mode on the CPU; and what a user should know of how it came to be. Of a checkpoint or folder
+        with dual batch norms it has those of `config.route`, and the natural ones besides (`natural_norms`) where
+        that is the adversarial route.
 
     Raises:
         LoricaError: no such architecture, weights that are absent, unreadable, pickled or do not fit.
@@ -75,26 +74,33 @@ def load_classifier(config: ModelConfig, classes: Sequence[str] | None = None) -
     if local:
         _check_description(folder)
     remote = config.pretrained and config.checkpoint is None and not local
-    notes = []
+    notes: list[str] = []
     backbone = _create(config, local=local, pretrained=remote)
     known = dict(getattr(backbone, "pretrained_cfg", None) or {})
     named = _label_names(known, backbone)
-    if local:
+    natural = None
+    if local or config.checkpoint is not None:
         file = config.checkpoint or folder / WEIGHTS_FILE
-        fit_weights(backbone, read_weights(file), what=file.name)
-    elif config.checkpoint is not None:
-        weights = read_weights(config.checkpoint)
-        count = _head_size(backbone, weights)
-        if count is not None:
-            backbone.reset_classifier(count)  # type: ignore[operator]
-        fit_weights(backbone, weights, what=config.checkpoint.name)
-        named = None
+        found = unpack(read_weights(file), own=backbone.state_dict().keys(), what=file.name)
+        notes += found.notes
+        known |= found.normalisation
+        if not local:
+            notes += _fit_head(backbone, found.weights)
+            named = None
+        fit_weights(backbone, found.weights, what=file.name)
+        beside = file.with_name(NATURAL_NORMS_FILE) if config.checkpoint is None else None
+        natural = _natural_norms(backbone, found, beside)
     elif not remote:
         named = None
         notes.append("the network starts from random weights: robust fine-tuning is meant for pre-trained ones")
+    if config.route == "natural":
+        notes.append(_take_natural(backbone, natural))
+        natural = None
     if config.size is not None:
         _resize(backbone, config)
-    return _with_head(_wrapped(backbone, config, known, named), classes, notes)
+    classifier = _wrapped(backbone, config, known, named)
+    classifier.natural_norms = natural
+    return _with_head(classifier, classes, notes)
 
 
 def _check_description(folder: Path) -> None:
@@ -182,85 +188,34 @@ def _with_head(
     return classifier, notes
 
 
-# ----- weights ------------------------------------------------------------------------------------------------------
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """The state dict in a file, free of wrappers and prefixes (`state_dict`, `module.`, ...).
-
-    Raises:
-        LoricaError: no such file, damaged, or it holds more than tensors (a pickle that could run code).
-    """
-    if not file.is_file():
-        raise LoricaError(f"checkpoint not found: {file}", "Check the path.")
-    try:
-        if file.suffix == ".safetensors":
-            content: Any = load_file(file)
-        else:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError) as error:
-        raise LoricaError(f"checkpoint {file.name} cannot be read: {error}", "Is it damaged?") from error
-    except Exception as error:  # a refused pickle, a truncated archive: torch raises many things
-        raise LoricaError(
-            f"checkpoint {file.name} cannot be loaded as plain tensors: {type(error).__name__}",
-            "Pickled objects can run code and are refused. Save the state_dict alone, best as .safetensors.",
-        ) from error
-    for _ in range(_DEEPEST):  # a hostile file may hold itself
-        content = next((content[key] for key in _INSIDE if _is_wrapper(content, key)), content)
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise LoricaError(f"checkpoint {file.name} holds no state dict", "Save model.state_dict().")
-    weights = {str(key): value for key, value in content.items()}
-    while (prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in weights)), None)) is not None:
-        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
-    return weights
-
-
-def _is_wrapper(content: Any, key: str) -> bool:
-    return isinstance(content, dict) and isinstance(content.get(key), dict)
-
-
-def _head_size(backbone: nn.Module, weights: Mapping[str, Tensor]) -> int | None:
-    """Classes of the head in a state dict; None where it has none."""
+def _fit_head(backbone: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """Give the network a head of as many classes as a state dict has, or none like it; what to say of it."""
     heads = set(head_modules(backbone))
     prefix = next((name for name, module in backbone.named_modules() if module in heads), "")
-    found = _aliased(weights, backbone).get(f"{prefix}.weight")
-    return None if found is None else len(found)
+    weights = aliased(weights, backbone)
+    if f"{prefix}.weight" in weights:
+        backbone.reset_classifier(len(weights[f"{prefix}.weight"]))  # type: ignore[operator]
+    elif prefix and backbone.num_classes and not any(key.startswith(f"{prefix}.") for key in weights):
+        backbone.reset_classifier(0)  # type: ignore[operator]
+        return ["the checkpoint has no classifier: without a new one the network returns features"]
+    return []
 
 
-def fit_weights(module: nn.Module, weights: Mapping[str, Tensor], *, what: str) -> None:
-    """Load a state dict completely: each of its tensors, and every weight of the module.
-
-    Raises:
-        LoricaError: keys are missing, left over or of another shape; the first of them are named.
-    """
-    weights = _aliased(weights, module)
-    own = module.state_dict()
-    # BatchNorm counts batches for a momentum of None only; many checkpoints leave the count out.
-    missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
-    extra = [key for key in weights if key not in own]
-    shapes = [
-        f"{key} is {list(weights[key].shape)}, the network has {list(own[key].shape)}"
-        for key in own
-        if key in weights and weights[key].shape != own[key].shape
-    ]
-    if missing or extra or shapes:
-        parts = (("missing", missing), ("not in this network", extra), ("of another shape", shapes))
-        said = "\n".join(f"{len(keys)} {name}:\n{listed(keys)}" for name, keys in parts if keys)
-        raise LoricaError(
-            f"checkpoint {what} does not fit this network\n{said}", "Give the architecture that it was trained with."
-        )
-    bad = [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
-    if bad:
-        raise LoricaError(f"checkpoint {what} holds numbers that are not finite:\n{listed(bad)}", "It is damaged.")
-    module.load_state_dict({**own, **weights})
+def _natural_norms(backbone: nn.Module, found: Unpacked, beside: Path | None) -> dict[str, Tensor] | None:
+    """The batch norms for natural pictures, of a checkpoint or of the file beside it, if there are any."""
+    norms, what = found.natural_norms, "of the natural batch norms"
+    if beside is not None and beside.is_file():
+        norms, what = read_tensors(beside), beside.name
+    if norms is None:
+        return None
+    norms = aliased(norms, backbone)
+    require_fit(norms, norm_tensors(backbone), what=what)
+    return norms
 
 
-def _aliased(weights: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """Other code's names for the same layers, where this module knows only its own."""
-    own = module.state_dict().keys()
-    renamed = {}
-    for key, value in weights.items():
-        name = key
-        for theirs, ours in _ALIASES:
-            candidate = ours + name.removeprefix(theirs) if name.startswith(theirs) else name.replace(theirs, ours)
-            name = candidate if candidate in own and name not in own else name
-        renamed[name] = value
-    return renamed
+def _take_natural(backbone: nn.Module, norms: Mapping[str, Tensor] | None) -> str:
+    """Put the batch norms for natural pictures in the place of those for adversarial ones; what to say of it."""
+    if norms is None:
+        return "there is one set of batch norms: the route natural makes no difference"
+    backbone.load_state_dict({**backbone.state_dict(), **norms})
+    return "of two sets of batch norms that of natural pictures is used, that of adversarial ones left out"

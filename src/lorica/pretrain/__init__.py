@@ -1,0 +1,28 @@
+"""Robust pre-training: an encoder learned from pictures without labels by adversarial contrastive learning.
+
+`losses.py` has the objectives, `methods/` decide what an epoch stresses, `views.py` draws the random views,
+`trainer.py` takes the steps, `runner.py` is `lorica pretrain`, and `probes.py` watch the encoder by labelled pictures.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lorica.pretrain.config import PretrainConfig
+    from lorica.pretrain.losses import adversarial_invariance, nt_xent, standard_invariance
+    from lorica.pretrain.runner import run
+
+__all__ = ["PretrainConfig", "adversarial_invariance", "nt_xent", "run", "standard_invariance"]
+
+_HOMES = {
+    "PretrainConfig": "config", "adversarial_invariance": "losses", "nt_xent": "losses", "run": "runner",
+    "standard_invariance": "losses",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Imported on first use: whoever only wants the losses does not wait for models."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

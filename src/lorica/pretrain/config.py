@@ -1,0 +1,148 @@
+"""The configuration of `lorica pretrain`."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from lorica.config import Config, load
+from lorica.errors import LoricaError
+from lorica.pretrain.losses import Form
+from lorica.pretrain.methods import METHODS
+from lorica.robustness.threat import Threat, parse_eps
+from lorica.vision import ModelConfig
+
+Radius = Annotated[float, BeforeValidator(parse_eps)]
+
+
+class EncoderConfig(ModelConfig):
+    """Which network, from random weights unless told otherwise."""
+
+    name: str = Field(
+        "cifar_resnet18",
+        description="timm architecture (cifar_resnet18 and its family: for pictures of 32 pixels), hub id or folder",
+        json_schema_extra={"flag": "--model"},
+    )
+    pretrained: bool = Field(False, description="begin at the architecture's published weights instead of random ones")
+
+
+class AttackConfig(Config):
+    """The attack that adversarial views come from: PGD on NT-Xent."""
+
+    eps: Radius = Field(8 / 255, description="radius in L-inf, of pixels in [0, 1]; 8/255 may be written so")
+    steps: int = Field(5, ge=1, description="of PGD (paper: 5)")
+    step_size: Radius | None = Field(None, gt=0, description="of PGD; eps/4 by default (paper: 2/255 at 8/255)")
+
+    @property
+    def threat(self) -> Threat:
+        """The allowed pictures."""
+        return Threat(self.eps)
+
+    @property
+    def size(self) -> float:
+        """Of a step."""
+        return self.step_size if self.step_size is not None else self.eps / 4
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        _ = self.threat
+        if self.size > 2 * self.eps:
+            raise LoricaError(
+                f"step_size = {self.size:g} is longer than the ball of eps = {self.eps:g} is wide",
+                "Leave it out for eps/4.",
+            )
+        return self
+
+
+class PretrainConfig(Config):
+    """Learn a robust image encoder from pictures without labels."""
+
+    data: Path = Field(
+        description="folder of pictures, in any folders and of any size, or CIFAR's binary files; of train, val and "
+        "test folders only train is read"
+    )
+    output: Path = Field(Path("runs/pretrain"), description="folder for the encoder, its report, logs and checkpoints")
+    model: EncoderConfig = EncoderConfig()
+    method: str = Field("dynacl", description=f"what a step learns from: {', '.join(METHODS)}")
+    options: dict[str, Any] = Field({}, description="of the method, e.g. --set options.flavour=original")
+    invariance: Literal["none", "sir", "air", "both"] = Field(
+        "both", description="regularisers: standard invariance (sir), adversarial invariance (air), both (paper), none"
+    )
+    form: Form = Field(
+        "paper",
+        description="of the regularisers. paper: the KL of its definition; authors: what their code computes instead; "
+        "anchored: each picture's own distribution over the batch (ours, after ReLIC)",
+    )
+    lambda1: float = Field(0.5, ge=0, description="weight of SIR (paper: 0.5)")
+    lambda2: float = Field(0.5, ge=0, description="weight of AIR (paper: 0.5)")
+    temperature: float = Field(0.5, gt=0, description="t of all similarities (paper: 0.5)")
+    attack: AttackConfig = AttackConfig()
+    projector_layers: Literal[2, 3] = Field(3, description="of the projector, which is dropped afterwards (paper: 3)")
+    plus_plus: int | None = Field(
+        None,
+        ge=2,
+        description="DynACL++: afterwards find so many clusters of features, and train on them as if they were labels",
+    )
+
+    epochs: int = Field(200, ge=1, description="in all (paper: 1000)")
+    batch_size: int = Field(512, ge=4, description="pictures per step, over all processes (paper: 512)")
+    learning_rate: float = Field(5.0, gt=0, description="of LARS at its peak (paper: 5)")
+    warmup_epochs: float | None = Field(
+        None, ge=0, description="of linear warm-up before the cosine; 10 (paper) by default, at most a tenth of epochs"
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="of LARS")
+    weight_decay: float = Field(1e-6, ge=0, description="of LARS (paper: 1e-6)")
+
+    probe: Path | None = Field(
+        None,
+        description="labelled pictures by which the encoder is watched: a folder per class, or whatever "
+        "`lorica finetune` reads. Their test part is not looked at",
+    )
+    probe_every: int = Field(10, ge=1, description="epochs between two probes; the last epoch always has one")
+    probe_pictures: int = Field(2000, ge=2, description="labelled pictures to learn from, at most; a fourth to try on")
+
+    seed: int = Field(0, ge=0, description="of the weights and every draw")
+    device: str | None = Field(None, description="cpu or cuda; picks cuda where there is one")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
+    channels_last: bool = Field(True, description="memory layout of convolutional networks")
+    compile: bool = Field(False, description="torch.compile the encoder")
+    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints within an epoch")
+    cache: Path | None = Field(None, description="folder for decoded pictures; OUTPUT/cache by default")
+    resume: bool = Field(False, description="go on with the run in OUTPUT")
+    overwrite: bool = Field(False, description="replace the run in OUTPUT")
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        method = METHODS[self.method]
+        if self.options and not method.Options.model_fields:
+            raise LoricaError(f"method {self.method} has no options, not {', '.join(self.options)}", "Leave them out.")
+        try:
+            load(method.Options, options=self.options)
+        except LoricaError as error:
+            raise LoricaError(f"options of method {self.method}: {error.problem}", error.remedy) from error
+        if self.warmup_epochs is not None and self.warmup_epochs >= self.epochs:
+            raise LoricaError(
+                f"warmup_epochs = {self.warmup_epochs:g} of {self.epochs} epochs leave no time to learn",
+                "Leave it out for a tenth.",
+            )
+        return self
+
+    @property
+    def warmup(self) -> float:
+        """Epochs of warm-up."""
+        return min(10.0, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
+
+    @property
+    def sir(self) -> bool:
+        """Whether the standard invariance is asked for."""
+        return self.invariance in ("sir", "both")
+
+    @property
+    def air(self) -> bool:
+        """Whether the adversarial invariance is asked for."""
+        return self.invariance in ("air", "both")
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether adversarial views are crafted."""
+        return METHODS[self.method].robust or self.air

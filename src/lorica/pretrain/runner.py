@@ -1,0 +1,229 @@
+"""`lorica pretrain`: pictures without labels -> training loop -> a robust encoder and its record."""
+
+import shutil
+import time
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.markup import escape
+
+from lorica.artefacts import CONFIG_FILE, RUN_FILE, prepare_output, read_json, sole_writer, write_text
+from lorica.config import differences, load
+from lorica.data.label_split import split_labelled
+from lorica.data.labelled import LabelledSet, read_labelled
+from lorica.data.unlabelled import read_unlabelled
+from lorica.diffusion.fingerprint import sha256, weights_digest
+from lorica.diffusion.model import pick_device
+from lorica.errors import LoricaError
+from lorica.evaluate.subject import balanced
+from lorica.finetune.state import load_state
+from lorica.interrupt import interruptible
+from lorica.monitor import METRICS_FILE, Monitor
+from lorica.pretrain.config import PretrainConfig
+from lorica.pretrain.deliver import ENCODER, VIEWS_FILE, deliver
+from lorica.pretrain.probes import Probe
+from lorica.pretrain.trainer import CHECKPOINTS, RESUME, Trainer, method_of
+from lorica.progress import console
+from lorica.robustness.pgd import crafting
+from lorica.vision import Classifier, load_classifier
+
+LIVE = {
+    "loss": "loss {:.2f}", "knn_natural": "knn {:.2f}", "knn_robust": "rob {:.2f}", "strength": "s {:.2f}",
+    "learning_rate": "lr {:.1f}",
+}  # fmt: skip
+# What a resumed run may change: how it is watched, and where its inputs lie.
+FREE_ON_RESUME = {
+    "resume", "overwrite", "output", "device", "cache", "data", "checkpoint_every", "compile", "channels_last",
+    "probe", "probe_every", "probe_pictures",
+}  # fmt: skip
+
+
+class Diverged(LoricaError):
+    """Training produced a number that is not finite."""
+
+
+def run(config: PretrainConfig) -> dict[str, Any]:
+    """Pre-train; the same as `lorica pretrain`.
+
+    Returns:
+        The contents of OUTPUT/run.json; empty in processes other than the main one.
+
+    Raises:
+        LoricaError: bad input, before any work starts; or a diverging run (`Diverged`).
+        KeyboardInterrupt: after Ctrl-C, once the state is saved.
+    """
+    device = pick_device(config.device)
+    accelerator = Accelerator(mixed_precision="no", cpu=device.type == "cpu")
+    main = accelerator.is_main_process
+    if main:
+        _check_output(config)
+    if config.resume and (config.output / RUN_FILE).is_file():
+        if main:
+            console.print(f"The run in {escape(str(config.output))} is complete.")
+        return read_json(config.output / RUN_FILE, "record of the run") if main else {}
+    torch.manual_seed(config.seed)  # of the weights
+    classifier, _ = load_classifier(config.model)
+    start = weights_digest(classifier)
+    pictures, probe = _pictures(config, classifier, accelerator)
+    method = method_of(config, classifier, accelerator.device)
+    trainer = Trainer(config, accelerator, method, pictures)
+    identity = {
+        "model": start, "pictures": sha256(*pictures.sha256), "processes": str(accelerator.num_processes),
+    }  # fmt: skip
+    notes = _notes(config, trainer, pictures)
+    for note in notes if main else []:
+        console.print(f"[yellow]note:[/] {escape(note)}")
+    history = _resumed(config, trainer, identity)
+    with sole_writer(config.output) if main else nullcontext():
+        if main:
+            _begin(config)
+        history = _train(config, accelerator, trainer, probe, identity, history)
+        record = deliver(config, trainer, pictures, probe, notes, history) if main else {}
+    accelerator.wait_for_everyone()
+    return record
+
+
+# ----- before training ----------------------------------------------------------------------------------------------
+def _check_output(config: PretrainConfig) -> None:
+    if config.resume and config.overwrite:
+        raise LoricaError("--resume and --overwrite contradict each other", "Give one of them.")
+    prepare_output(config.output, marker=CONFIG_FILE, resume=config.resume, overwrite=config.overwrite)
+    if config.output.is_dir():
+        with sole_writer(config.output):
+            pass
+    file = config.output / CONFIG_FILE
+    if not (config.resume and file.exists()):
+        return
+    if changed := differences(load(PretrainConfig, file=file), config, ignore=FREE_ON_RESUME):
+        raise LoricaError(
+            f"--resume with another configuration than the run in {config.output}: {', '.join(changed)}",
+            f"Take the values of {file} (--config {file}), or start a new run elsewhere.",
+        )
+
+
+def _pictures(
+    config: PretrainConfig, classifier: Classifier, accelerator: Accelerator
+) -> tuple[LabelledSet, Probe | None]:
+    size, cache = classifier.architecture.size, config.cache or config.output / "cache"
+    with accelerator.main_process_first():  # of several processes one decodes, the others find its cache
+        pictures = read_unlabelled(config.data, size=size, cache=cache)
+        if config.probe is None:
+            return pictures, None
+        parts = read_labelled(config.probe, size=size, cache=cache)
+    # Where no test part is declared, one is left out that a fine-tuning with this seed will draw, too.
+    split = split_labelled(parts, val_share=0.2, test_share=0.2, seed=config.seed)
+    known = split.train.take(balanced(split.train.labels, config.probe_pictures, config.seed))
+    tried = split.val.take(balanced(split.val.labels, -(-config.probe_pictures // 4), config.seed))
+    return pictures, Probe(
+        known, tried, threat=config.attack.threat, step_size=config.attack.size, seed=config.seed,
+        device=accelerator.device,
+    )  # fmt: skip
+
+
+def _notes(config: PretrainConfig, trainer: Trainer, pictures: LabelledSet) -> list[str]:
+    notes = []
+    left_out = len(pictures) % config.batch_size
+    if left_out:
+        notes.append(f"{left_out} of {len(pictures)} pictures make no full batch: each epoch leaves out others")
+    if not config.model.pretrained and config.epochs < 200:
+        notes.append(f"{config.epochs} epochs from random weights are few: the published encoders had 1000")
+    return notes
+
+
+def _resumed(config: PretrainConfig, trainer: Trainer, identity: dict[str, str]) -> dict[str, Any]:
+    """What has happened so far, once the state is restored."""
+    folder = config.output / CHECKPOINTS
+    if not config.resume or not (folder / RESUME).is_file():
+        return {"seconds": 0.0}
+    groups, header = load_state(folder / RESUME)
+    changed = [what for what, value in identity.items() if header["identity"].get(what) != value]
+    if changed:
+        raise LoricaError(
+            f"this run cannot go on, as something is not what it was when it began: {', '.join(changed)}",
+            "Restore it, or start a new run in another folder.",
+        )
+    trainer.load(groups, header)
+    if trainer.rank == 0:
+        console.print(f"Resuming in epoch {min(trainer.epoch + 1, config.epochs)} of {config.epochs}.")
+    return dict(header["history"])
+
+
+def _begin(config: PretrainConfig) -> None:
+    if not config.resume:
+        for name in (CHECKPOINTS, ENCODER, "tensorboard"):
+            shutil.rmtree(config.output / name, ignore_errors=True)
+        for name in (RUN_FILE, METRICS_FILE, VIEWS_FILE):
+            (config.output / name).unlink(missing_ok=True)
+    settled = config.model_copy(update={"resume": False, "overwrite": False})
+    write_text(config.output / CONFIG_FILE, settled.to_yaml())
+
+
+# ----- training -----------------------------------------------------------------------------------------------------
+def _train(
+    config: PretrainConfig,
+    accelerator: Accelerator,
+    trainer: Trainer,
+    probe: Probe | None,
+    identity: dict[str, str],
+    history: dict[str, Any],
+) -> dict[str, Any]:
+    """Train to the end; returns what has happened."""
+    folder, per_epoch = config.output / CHECKPOINTS, trainer.steps_per_epoch
+    clock = time.perf_counter()
+
+    def save() -> None:
+        nonlocal clock
+        now = time.perf_counter()
+        history["seconds"] += now - clock
+        clock = now
+        trainer.save(folder, identity, history)
+
+    with _monitor(config, trainer) as monitor, interruptible(accelerator) as interrupted:
+        while trainer.epoch < config.epochs:
+            row = {"epoch": trainer.epoch + 1} | trainer.begin_epoch()
+            for pixels in trainer.pending():
+                trainer.step(pixels)
+                k = trainer.step_in_epoch
+                if monitor:
+                    monitor.advance(trainer.epoch * per_epoch + k)
+                stop = interrupted(k % 10 == 0)
+                if stop or k % config.checkpoint_every == 0:
+                    _require(trainer.finite(), config, trainer.epoch)
+                    save()
+                if stop:
+                    accelerator.wait_for_everyone()
+                    raise KeyboardInterrupt(f"the state in epoch {trainer.epoch + 1} is saved; go on with --resume")
+            _require(trainer.finite(), config, trainer.epoch)
+            row |= trainer.end_epoch()
+            if probe is not None and trainer.rank == 0 and _is_probed(trainer.epoch, config):
+                with crafting(trainer.method):
+                    row |= probe.measure(trainer.features())
+            if monitor:
+                monitor.log(trainer.epoch * per_epoch, row)
+            save()
+            if interrupted(True):
+                accelerator.wait_for_everyone()
+                raise KeyboardInterrupt(f"the state after epoch {trainer.epoch} is saved; go on with --resume")
+    return history
+
+
+def _is_probed(epoch: int, config: PretrainConfig) -> bool:
+    return epoch % config.probe_every == 0 or epoch == config.epochs
+
+
+def _monitor(config: PretrainConfig, trainer: Trainer) -> AbstractContextManager[Monitor | None]:
+    if trainer.rank:
+        return nullcontext()
+    steps = trainer.steps_per_epoch
+    # From the epoch's first step: an epoch whose last step is saved may have been logged, and will be again.
+    return Monitor(config.output, config.epochs * steps, trainer.epoch * steps, doing=config.method, live=LIVE)
+
+
+def _require(fine: bool, config: PretrainConfig, epoch: int) -> None:
+    if not fine:
+        raise Diverged(
+            f"training diverged: the loss or the weights of epoch {epoch + 1} are not finite",
+            f"Lower --learning-rate. The last checkpoint is untouched ({config.output / CHECKPOINTS}).",
+        )

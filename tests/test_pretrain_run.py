@@ -1,0 +1,261 @@
+"""`lorica pretrain` from the command line: every method, what it leaves, what it refuses, and how it goes on."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from typer.testing import CliRunner
+
+from lorica.cli import _register, app
+from lorica.monitor import read_metrics
+from lorica.pretrain import run
+from lorica.pretrain.losses import nt_xent
+from lorica.pretrain.methods import METHODS
+from lorica.robustness.pgd import crafting
+from lorica.vision import ModelConfig, load_classifier
+from pretrain_runs import SIDE, random_pictures, tiny_config, tiny_trainer, write_pictures
+
+if not app.registered_commands:
+    _register()
+
+TINY = [
+    "--model", "cifar_resnet20", "--set", "model.arguments={width: 4}", "--model-size", f"{SIDE},{SIDE}",
+    "--epochs", "2", "--batch-size", "4", "--attack-steps", "2", "--device", "cpu",
+]  # fmt: skip
+
+
+def lorica(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.mark.parametrize("invariance", ["none", "sir", "air", "both"])
+@pytest.mark.parametrize("method", [*METHODS, "dynacl original"])
+def test_every_method_runs_with_every_invariance(pictures, tmp_path, method, invariance):
+    name, _, flavour = method.partition(" ")
+    options = ["--set", f"options.flavour={flavour}"] if flavour else []
+    code, said = lorica(
+        "pretrain", "--data", pictures, "--output", tmp_path / "run", "--method", name, "--invariance", invariance,
+        *TINY, *options,
+    )  # fmt: skip
+    assert code == 0, said
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["method"], record["invariance"], record["steps"]) == (name, invariance, 4)
+    assert record["route"] == ("natural" if name == "scl" else "adversarial")
+    rows = read_metrics(tmp_path / "run")
+    assert [row["epoch"] for row in rows] == [1, 2]
+    asked = {"sir": invariance in ("sir", "both"), "air": invariance in ("air", "both"), "adversarial": name != "scl"}
+    for term, expected in asked.items():
+        assert all((term in row) is expected and (f"weight_{term}" in row) is expected for row in rows), term
+    encoder, _ = load_classifier(ModelConfig(name=str(tmp_path / "run" / "encoder")))
+    assert encoder(torch.rand(2, 3, SIDE, SIDE)).shape == (2, 16)
+    assert (encoder.natural_norms is None) is (name == "scl")
+    assert (tmp_path / "run" / "report.html").read_text().count("<section") >= 3
+    assert (tmp_path / "run" / "views.png").stat().st_size > 100
+
+
+def test_a_probed_run_says_how_well_labels_are_told_and_of_how_many(tmp_path):
+    labelled = write_pictures(tmp_path / "labelled", count=40, labels=2)
+    code, said = lorica(
+        "pretrain", "--data", labelled, "--probe", labelled, "--probe-every", 1, "--output", tmp_path / "run", *TINY
+    )
+    assert code == 0, said
+    for row in read_metrics(tmp_path / "run"):
+        for name in ("knn_natural", "knn_robust", "linear_natural", "linear_robust"):
+            assert 0 <= row[name] <= 1
+    probe = json.loads((tmp_path / "run" / "run.json").read_text())["probe"]
+    assert (probe["train"], probe["test"], probe["classes"]) == (26, 6, ["class_0", "class_1"])
+    assert probe["linear_natural"]["n"] == 6
+    assert probe["linear_natural"]["value"] >= probe["linear_robust"]["value"]
+
+
+def test_the_probe_never_sees_the_test_part(tmp_path, monkeypatch):
+    for seed, part in enumerate(("train", "test")):
+        write_pictures(tmp_path / "labelled" / part, count=20, labels=2, seed=seed)
+    import lorica.pretrain.runner as home
+
+    seen = []
+
+    class Witness(home.Probe):
+        def __init__(self, train, test, **options):
+            seen.extend([*train.names, *test.names])
+            super().__init__(train, test, **options)
+
+    monkeypatch.setattr(home, "Probe", Witness)
+    run(tiny_config(data=tmp_path / "labelled", probe=tmp_path / "labelled", output=tmp_path / "run"))
+    assert len(seen) == 20 and all(name.startswith("train/") for name in seen)
+
+
+def test_the_encoder_loads_in_timm_and_gives_the_features_of_the_trained_network(pictures, tmp_path):
+    config = tiny_config(data=pictures, output=tmp_path / "run", method="acl")
+    run(config)
+    folder = tmp_path / "run" / "encoder"
+    ours, _ = load_classifier(ModelConfig(name=str(folder)))
+    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    pixels = torch.rand(2, 3, SIDE, SIDE)
+    torch.testing.assert_close(theirs((pixels - ours.mean) / ours.std), ours(pixels))
+    assert "cifar_resnet20" in (folder / "README.md").read_text()
+
+
+def test_the_same_seed_gives_the_same_encoder_and_another_seed_another(pictures, tmp_path):
+    digests = [
+        run(tiny_config(data=pictures, output=tmp_path / str(k), seed=seed))["encoder_sha256"]
+        for k, seed in enumerate((0, 0, 1))
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_pictures_of_any_size_mode_and_depth_of_folders_are_read(tmp_path):
+    from PIL import Image
+
+    write_pictures(tmp_path / "some" / "deep", count=4, side=5)
+    write_pictures(tmp_path / "some" / "wide", count=4, side=40)
+    Image.new("L", (9, 30), 128).save(tmp_path / "some" / "grey.png")
+    Image.new("RGBA", (20, 9), (9, 9, 9, 99)).save(tmp_path / "some" / "clear.png")
+    assert run(tiny_config(data=tmp_path / "some", output=tmp_path / "run", epochs=1))["pictures"] == 10
+
+
+def test_of_divided_folders_only_the_training_part_is_read(tmp_path):
+    write_pictures(tmp_path / "all" / "train", count=8, labels=2)
+    write_pictures(tmp_path / "all" / "test", count=6, labels=2)
+    assert run(tiny_config(data=tmp_path / "all", output=tmp_path / "run", epochs=1))["pictures"] == 8
+
+
+def test_crafted_views_stay_within_the_radius_and_raise_the_loss():
+    trainer = tiny_trainer(tiny_config(method="acl", attack={"steps": 5}, batch_size=8))
+    trainer.begin_epoch()
+    (pixels,) = trainer.pending()
+    natural = trainer.draw(pixels, 1)
+    attacked = trainer.attack(natural, 1)
+    for view, found in zip(natural, attacked, strict=True):
+        assert float((found - view).abs().max()) <= 8 / 255 + 1e-6
+        assert float(found.min()) >= 0 and float(found.max()) <= 1
+
+    def loss(views):
+        with crafting(trainer.method), trainer.method.attacked(), torch.no_grad():
+            return float(nt_xent(*trainer.method.attackable()(torch.cat(views)).chunk(2)))
+
+    assert loss(attacked) > loss(natural)
+
+
+def test_crafting_leaves_weights_statistics_and_gradients_alone():
+    trainer = tiny_trainer(tiny_config(method="acl"), random_pictures(4))
+    trainer.begin_epoch()
+    before = {name: value.clone() for name, value in trainer.method.state_dict().items()}
+    (pixels,) = trainer.pending()
+    trainer.attack(trainer.draw(pixels, 1), 1)
+    assert all(torch.equal(before[name], value) for name, value in trainer.method.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in trainer.method.parameters())
+
+
+def test_scl_alone_makes_one_pass_and_no_attack():
+    trainer = tiny_trainer(tiny_config(method="scl", invariance="none"), random_pictures(4))
+    trainer.attack = None  # type: ignore[assignment]
+    trainer.begin_epoch()
+    (pixels,) = trainer.pending()
+    seen = []
+    trainer.method.network.encoder.register_forward_hook(lambda module, given, made: seen.append(len(made)))
+    trainer.step(pixels)
+    assert seen == [8]
+
+
+# ----- what is refused ----------------------------------------------------------------------------------------------
+def test_fewer_pictures_than_a_batch_are_refused_before_anything_is_written(pictures, tmp_path):
+    code, said = lorica("pretrain", "--data", pictures, "--output", tmp_path / "run", *TINY, "--batch-size", 16)
+    assert code == 2
+    assert "8 picture(s) make no batch of 16" in said and "smaller batch" in said
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_broken_file_is_named(tmp_path):
+    write_pictures(tmp_path / "some")
+    (tmp_path / "some" / "broken.png").write_bytes(b"no picture")
+    code, said = lorica("pretrain", "--data", tmp_path / "some", "--output", tmp_path / "run", *TINY)
+    assert code == 2 and "broken.png" in said and not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "nowhere"], "folder of pictures not found"),
+        (["--method", "simclr"], "unknown pre-training method 'simclr'"),
+        (["--attack-eps", "8"], "8/255"),
+        (["--attack-step-size", "1"], "longer than the ball"),
+        (["--method", "acl", "--set", "options.momentum=0.5"], "has no options"),
+        (["--set", "options.flavour=sweet"], "options of method dynacl"),
+        (["--warmup-epochs", "2"], "leave no time"),
+        (["--form", "relic"], "form"),
+        (["--temperature", "0"], "temperature"),
+        (["--batch-size", "2"], "batch_size"),
+    ],
+)
+def test_a_bad_setting_is_refused_with_its_name(pictures, tmp_path, arguments, words):
+    code, said = lorica("pretrain", "--data", pictures, "--output", tmp_path / "run", *TINY, *arguments)
+    assert code == 2 and words in " ".join(said.split())
+    assert not (tmp_path / "run").exists() or not any((tmp_path / "run").glob("*.yaml"))
+
+
+def test_an_earlier_run_is_neither_replaced_unasked_nor_resumed_as_another(pictures, tmp_path):
+    base = ["pretrain", "--data", pictures, "--output", tmp_path / "run", *TINY]
+    assert lorica(*base)[0] == 0
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    code, said = lorica(*base)
+    assert code == 2 and "--resume" in said
+    code, said = lorica(*base, "--resume", "--lambda2", "2")
+    assert code == 2 and "lambda2 (was 0.5, now 2.0)" in " ".join(said.split())
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    assert lorica(*base, "--overwrite", "--seed", "1")[0] == 0
+    assert (tmp_path / "run" / "run.json").read_bytes() != before
+
+
+def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_last_checkpoint(pictures, tmp_path):
+    code, said = lorica("pretrain", "--data", pictures, "--output", tmp_path / "run", *TINY, "--learning-rate", "1e38")
+    assert code == 2 and "diverged" in said and not (tmp_path / "run" / "run.json").exists()
+
+
+# ----- going on -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("method", ["acl", "dynacl original"])
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_run_that_was_stopped_at_any_step_ends_in_the_same_bits(pictures, tmp_path, monkeypatch, method, stop):
+    from lorica.pretrain.trainer import Trainer
+
+    name, _, flavour = method.partition(" ")
+    settings = {
+        "data": pictures,
+        "method": name,
+        "options": {"flavour": flavour} if flavour else {},
+        "checkpoint_every": 1,
+    }
+    whole = run(tiny_config(output=tmp_path / "whole", **settings))
+    original, left = Trainer.step, stop
+
+    def step(self, pixels):
+        nonlocal left
+        if left == 0:
+            raise KeyboardInterrupt
+        left -= 1
+        original(self, pixels)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_config(output=tmp_path / "cut", **settings))
+    monkeypatch.setattr(Trainer, "step", original)
+    again = run(tiny_config(output=tmp_path / "cut", resume=True, **settings))
+    assert again["encoder_sha256"] == whole["encoder_sha256"]
+    for mine, theirs in zip(read_metrics(tmp_path / "cut"), read_metrics(tmp_path / "whole"), strict=True):
+        assert {k: v for k, v in mine.items() if k != "seconds"} == {k: v for k, v in theirs.items() if k != "seconds"}
+
+
+def test_a_complete_run_is_not_run_again(pictures, tmp_path):
+    config = tiny_config(data=pictures, output=tmp_path / "run")
+    record = run(config)
+    assert run(config.model_copy(update={"resume": True})) == record
