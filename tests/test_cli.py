@@ -12,7 +12,7 @@ from PIL import Image
 import synthetic_audit as synthetic
 from lorica.adapt import DEFENCES, OBJECTIVES, AdaptConfig
 from lorica.audit import ATTACKS, AuditConfig
-from lorica.cli import main, print_audit
+from lorica.cli import main
 from lorica.config import walk
 from lorica.data.cohort import write_cohort
 from lorica.demo import DemoConfig
@@ -20,6 +20,7 @@ from lorica.evaluate import EvaluateConfig
 from lorica.finetune import FinetuneConfig
 from lorica.generate import GenerateConfig
 from lorica.shadows import ShadowsConfig
+from lorica.verbs import print_audit
 
 
 class Result:

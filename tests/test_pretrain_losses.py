@@ -20,7 +20,7 @@ def embeddings(count: int, seed: int = 0, n: int = 7, d: int = 5) -> list[Tensor
 
 
 def sim(a: Tensor, b: Tensor) -> float:
-    return float((a @ b / (a.norm() * b.norm())))
+    return float(a @ b / (a.norm() * b.norm()))
 
 
 def softmax(values: list[float]) -> list[float]:

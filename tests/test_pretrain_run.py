@@ -8,17 +8,18 @@ import timm
 import torch
 from typer.testing import CliRunner
 
-from lorica.cli import _register, app
+from lorica.cli import app
 from lorica.monitor import read_metrics
 from lorica.pretrain import run
 from lorica.pretrain.losses import nt_xent
 from lorica.pretrain.methods import METHODS
 from lorica.robustness.pgd import crafting
+from lorica.verbs import register
 from lorica.vision import ModelConfig, load_classifier
 from pretrain_runs import SIDE, random_pictures, tiny_config, tiny_trainer, write_pictures
 
 if not app.registered_commands:
-    _register()
+    register()
 
 TINY = [
     "--model", "cifar_resnet20", "--set", "model.arguments={width: 4}", "--model-size", f"{SIDE},{SIDE}",

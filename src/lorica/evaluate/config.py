@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from lorica.config import Config
 from lorica.errors import LoricaError
+from lorica.evaluate.recipes import ProtocolConfig
 from lorica.robustness.autoattack import Tier
 from lorica.robustness.threat import Norm, Threat, parse_eps
 from lorica.vision import ModelConfig
@@ -16,11 +17,15 @@ CUSTOMARY = {"linf": 8 / 255, "l2": 0.5}
 
 ALL = "all"
 
+ENCODER, PROTOCOLS = "encoder", "protocols"
+"""Folders in that of a pre-training run: what it made, and how that fared."""
+
 
 class EvaluateConfig(Config):
     """Measure how often a classifier is right about natural, attacked and corrupted pictures."""
 
     model: ModelConfig = ModelConfig()
+    protocol: ProtocolConfig = ProtocolConfig()
     data: Path = Field(
         description="folder with a folder of pictures per class (or train/, val/, test/ with these in each), a CSV or "
         "Parquet file with path,label[,split], or CIFAR's binary files"
@@ -28,7 +33,7 @@ class EvaluateConfig(Config):
     output: Path | None = Field(
         None,
         description="folder for robustness.json, adversarial pictures and examples; RUN/evaluation for the model of a "
-        "run, else runs/evaluation",
+        "run, else runs/evaluation. With --protocol, for their runs: RUN/protocols, else runs/protocols",
     )
     split: Path | None = Field(
         None, description="split.json of the run that trained the model; by default the one of MODEL's run, if it fits"
@@ -72,7 +77,10 @@ class EvaluateConfig(Config):
         "fp32", description="tf32: faster attacks on recent GPUs, checked in fp32"
     )
     cache: Path | None = Field(None, description="folder for decoded pictures; OUTPUT/cache by default. Private!")
-    overwrite: bool = Field(False, description="replace the evaluation of another model in OUTPUT")
+    resume: bool = Field(
+        False, description="go on with the protocols in OUTPUT; a plain evaluation always goes on from what it finds"
+    )
+    overwrite: bool = Field(False, description="replace the evaluation of another model, or the protocols, in OUTPUT")
 
     @field_validator("eps", mode="before")
     @classmethod
@@ -114,4 +122,8 @@ class EvaluateConfig(Config):
         if self.output is not None:
             return self.output
         run = Path(self.model.name)
-        return (run if run.is_dir() else Path("runs")) / "evaluation"
+        if not run.is_dir():
+            run = Path("runs")
+        elif self.protocol.names and run.name == ENCODER:
+            run = run.parent
+        return run / (PROTOCOLS if self.protocol.names else "evaluation")

@@ -57,10 +57,10 @@ ROBUSTNESS_FILE = "robustness.json"
 
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
-    """Evaluate a classifier; the same as `lorica evaluate`.
+    """Evaluate a classifier, or an encoder by protocols; the same as `lorica evaluate`.
 
     Returns:
-        The contents of OUTPUT/robustness.json.
+        The contents of OUTPUT/robustness.json, or of OUTPUT/protocols.json where protocols are asked for.
 
     Raises:
         LoricaError: bad input, before any work starts.
@@ -68,6 +68,10 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     """
     from lorica.diffusion.model import pick_device
 
+    if config.protocol.names:
+        from lorica.evaluate import protocols  # which fine-tunes, and then comes back here for each result
+
+        return protocols.run(config)
     prepare_output(config.folder, marker=ROBUSTNESS_FILE, resume=True)
     original()
     device = pick_device(config.device)

@@ -83,7 +83,20 @@ class FinetuneConfig(Config):
         description="auto: halved when robust validation accuracy stops rising (AutoLoRa's); step: divided by 10 "
         "after 1/2 and 5/6 of the epochs; by default auto for autolora, step for the others",
     )
+    milestones: list[int] | None = Field(
+        None, description="epochs after which schedule=step divides the rate, instead of 1/2 and 5/6, e.g. 15,20"
+    )
     schedule_every: int = Field(4, ge=1, description="epochs between checkpoints of the automatic schedule (paper: 4)")
+    head: Literal["random", "zeros"] = Field(
+        "random",
+        description="random: a new head begins at random, one of the same classes is kept; zeros: all weights of the "
+        "head begin at 0",
+    )
+    select: Literal["best", "last"] = Field(
+        "best",
+        description="weights that are delivered. best: of the epoch of the highest robust validation accuracy; last: "
+        "of the last epoch, which every run then reaches, averaged where --ema is not 0",
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     weight_decay: float = Field(1e-4, ge=0, description="of SGD (paper: 1e-4)")
     ema: float = Field(
@@ -98,6 +111,13 @@ class FinetuneConfig(Config):
     val_share: float = Field(0.05, gt=0, lt=0.5, description="of the training pictures, for validation (paper: 0.05)")
     test_share: float = Field(0.2, gt=0, lt=0.9, description="of all pictures, where DATA declares no test part")
     split: Path | None = Field(None, description="use this split.json of an earlier run")
+    labels: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of each class's training pictures whose labels are used, at least one; the others are left "
+        "out",
+    )
     augment: bool = Field(True, description="random crops (padded by an eighth) and horizontal flips")
 
     evaluate: Literal["none", "quick", "lite", "standard"] = Field(
@@ -122,11 +142,13 @@ class FinetuneConfig(Config):
     resume: bool = Field(False, description="go on with the run in OUTPUT")
     overwrite: bool = Field(False, description="replace the run in OUTPUT")
 
-    @field_validator("export", mode="before")
+    @field_validator("export", "milestones", mode="before")
     @classmethod
     def _separate(cls, given: Any) -> Any:
-        values = [given] if isinstance(given, str) else given
-        return [name.strip() for value in values for name in str(value).split(",")] if values else values
+        if given is None:
+            return None
+        values = given if isinstance(given, list | tuple) else [given]
+        return [name.strip() for value in values for name in str(value).split(",")]
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
@@ -137,6 +159,7 @@ class FinetuneConfig(Config):
             options = load(method.Options, options=self.options)
         except LoricaError as error:
             raise LoricaError(f"options of method {self.method}: {error.problem}", error.remedy) from error
+        self._check_schedule()
         blind = self.attack.kind == "pgd" and self.attack.start == "none"
         if blind and getattr(options, "attack_loss", None) == "kl":
             raise LoricaError(
@@ -144,6 +167,23 @@ class FinetuneConfig(Config):
                 "Use start=uniform or gaussian, or attack_loss=ce.",
             )
         return self
+
+    def _check_schedule(self) -> None:
+        milestones = self.milestones or []
+        if self.milestones is not None and self.automatic != "step":
+            raise LoricaError(
+                f"milestones are of schedule=step, not of {self.automatic}", "Give --schedule step, or leave them out."
+            )
+        if milestones != sorted(set(milestones)) or not all(0 < epoch < self.epochs for epoch in milestones):
+            raise LoricaError(
+                f"milestones = {milestones} are not rising epochs between 1 and {self.epochs - 1}",
+                "Name epochs in order, after each of which training goes on.",
+            )
+        if self.select == "last" and self.automatic == "auto":
+            raise LoricaError(
+                "select=last contradicts schedule=auto, which goes back to the best weights",
+                "Give --schedule step or constant, or --select best.",
+            )
 
     @property
     def automatic(self) -> str:

@@ -1,4 +1,4 @@
-"""After training: the weights that were best on the validation set are exported, and tried on the test set, once."""
+"""After training: the best weights on the validation set, or the last, are exported and tried once on the test set."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def deliver(
     history: dict[str, Any],
 ) -> dict[str, Any]:
     """Export, write run.json, evaluate and add what was found; returns the contents of run.json."""
-    chosen, row = _best(trainer, config.output / CHECKPOINTS)
+    chosen, row = _chosen(config, trainer, history)
     classifier = trainer.method.inference().cpu()
     prefix = "val_average_" if chosen == "ema" else "val_"
     settled = config.model_copy(update={"resume": False, "overwrite": False})
@@ -69,8 +69,18 @@ def complete(config: FinetuneConfig) -> dict[str, Any] | None:
     return record if done else None
 
 
+def _chosen(config: FinetuneConfig, trainer: Trainer, history: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Put the weights to be delivered in place; "raw" or "ema", and their epoch's numbers."""
+    if config.select == "best":
+        return _best(trainer, config.output / CHECKPOINTS)
+    if trainer.average is None:
+        return "raw", history["last"]
+    trainer.method.classifier.load_state_dict(trainer.average.values)
+    return "ema", history["last"]
+
+
 def _best(trainer: Trainer, folder: Path) -> tuple[str, dict[str, Any]]:
-    """Load the better of the best weights and the best averaged weights; "raw" or "ema", and its epoch's numbers."""
+    """Load the better of the best weights and the best averaged weights."""
     groups, row = load_state(folder / BEST)
     if (folder / BEST_AVERAGE).is_file():
         averaged, its_row = load_state(folder / BEST_AVERAGE)
@@ -83,7 +93,10 @@ def _best(trainer: Trainer, folder: Path) -> tuple[str, dict[str, Any]]:
 
 def _export(config: FinetuneConfig, classifier: Classifier, record: dict[str, Any]) -> None:
     folder = config.output / MODEL
-    export_folder(classifier, folder, card=model_card(record))
+    # The card says that the weights were chosen by the validation accuracies that it shows.
+    unsaid = {"val_natural", "val_robust"} if config.select == "last" else set()
+    card = model_card({key: value for key, value in record.items() if key not in unsaid})
+    export_folder(classifier, folder, card=card)
     if "onnx" in config.export:
         export_onnx(classifier, folder / "model.onnx")
     if "program" in config.export:

@@ -25,6 +25,7 @@ from lorica.diffusion.model import pick_device
 from lorica.errors import LoricaError
 from lorica.finetune.config import FinetuneConfig
 from lorica.finetune.deliver import EVALUATION, MODEL, complete, deliver
+from lorica.finetune.labels import keep_labels
 from lorica.finetune.methods import METHODS, Method
 from lorica.finetune.state import load_state
 from lorica.finetune.trainer import CHECKPOINTS, RESUME, Trainer
@@ -76,6 +77,9 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     split = _split(config, classifier, accelerator)
     if classifier.take_classes(split.train.classes):
         notes.append(f"the head is new: {len(classifier.classes)} classes of the data")
+    if config.head == "zeros":
+        for parameter in classifier.head.parameters():
+            torch.nn.init.zeros_(parameter)
     for note in [*split.notes, *notes] if main else []:
         console.print(f"[yellow]note:[/] {escape(note)}")
     method = _method(config, classifier, accelerator.device)
@@ -122,8 +126,10 @@ def _split(config: FinetuneConfig, classifier: Classifier, accelerator: Accelera
     if config.resume and own.is_file():
         return load_split(own, parts)
     if config.split is not None:
-        return load_split(config.split, parts)
-    return split_labelled(parts, val_share=config.val_share, test_share=config.test_share, seed=config.seed)
+        split = load_split(config.split, parts)
+    else:
+        split = split_labelled(parts, val_share=config.val_share, test_share=config.test_share, seed=config.seed)
+    return keep_labels(split, config.labels, config.seed)
 
 
 def _method(config: FinetuneConfig, classifier: Classifier, device: torch.device) -> Method:
@@ -145,7 +151,7 @@ def _resumed(config: FinetuneConfig, trainer: Trainer, identity: dict[str, str])
     """What has happened so far, once the state is restored."""
     folder = config.output / CHECKPOINTS
     if not config.resume or not (folder / RESUME).is_file():
-        return {"seconds": 0.0, "stopped": None, "val_robust": []}
+        return {"seconds": 0.0, "stopped": None, "val_robust": [], "last": {}}
     groups, header = load_state(folder / RESUME)
     changed = [what for what, value in identity.items() if header["identity"].get(what) != value]
     if changed:
@@ -211,7 +217,8 @@ def _train(
             row |= trainer.validate()
             decision = trainer.decide(row, folder)
             history["val_robust"].append(max(row["val_robust"], row.get("val_average_robust", 0.0)))
-            history["stopped"] = _reason(history["val_robust"], decision.stop, trainer.epoch, config.epochs)
+            history["last"] = {key: row[key] for key in row if key == "epoch" or key.startswith("val_")}
+            history["stopped"] = _reason(config, history["val_robust"], decision.stop, trainer.epoch)
             if monitor:
                 monitor.log(trainer.epoch * per_epoch, row | {"reloaded": float(decision.reload)})
             save()
@@ -221,9 +228,9 @@ def _train(
     return history
 
 
-def _reason(robust: list[float], spent: bool, epoch: int, epochs: int) -> str | None:
+def _reason(config: FinetuneConfig, robust: list[float], spent: bool, epoch: int) -> str | None:
     """Why training ends before its last epoch, if it does."""
-    if epoch >= epochs:
+    if epoch >= config.epochs or config.select == "last":
         return None
     if spent:
         return f"the learning rate was spent after epoch {epoch}"

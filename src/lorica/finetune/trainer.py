@@ -44,13 +44,14 @@ class Trainer:
         self.config, self.accelerator, self.method, self.split = config, accelerator, method, split
         self.device = accelerator.device
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
         self.optimiser = torch.optim.SGD(
-            method.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay
+            trained, config.learning_rate, config.momentum, weight_decay=config.weight_decay
         )
         rates = {"auto": RobustAccuracyLR, "step": StepLR, "constant": StepLR}
         own: dict[str, dict[str, Any]] = {
             "auto": {"every": config.schedule_every},
-            "step": {"epochs": config.epochs},
+            "step": {"epochs": config.epochs} | _at(config),
             "constant": {"epochs": config.epochs, "at": ()},
         }
         self.schedule: Any = rates[config.automatic](config.learning_rate, **own[config.automatic])
@@ -83,7 +84,9 @@ class Trainer:
         pixels = self._laid_out(pixels)
         seed = stable_seed(self.config.seed, "step", self.epoch, k, self.rank)
         torch.manual_seed(seed)  # dropout and the like
-        adversarial = self._attacked(pixels, labels, torch.Generator().manual_seed(seed))
+        adversarial = pixels
+        if method.needs_attack:
+            adversarial = self._attacked(pixels, labels, torch.Generator().manual_seed(seed))
         method.train()
         with self._autocast():
             clean, attacked = method(pixels, adversarial)
@@ -100,7 +103,8 @@ class Trainer:
         if self.average is not None:
             self.average.update(method.classifier)
         self._count({name: term.detach() for name, term in terms.items()} | {"loss": loss.detach()})
-        self._count({"adversarial_correct": (attacked.argmax(1) == labels).float().mean()})
+        if method.needs_attack:
+            self._count({"adversarial_correct": (attacked.argmax(1) == labels).float().mean()})
         if clean is not None:
             self._count({"natural_correct": (clean.argmax(1) == labels).float().mean()})
         self.step_in_epoch += 1
@@ -320,6 +324,13 @@ class Trainer:
 
     def _laid_out(self, pixels: Tensor) -> Tensor:
         return pixels.contiguous(memory_format=torch.channels_last) if self.config.channels_last else pixels
+
+
+def _at(config: FinetuneConfig) -> dict[str, tuple[float, ...]]:
+    """Shares of the epochs at which the rate falls, if the user has named the epochs."""
+    if config.milestones is None:
+        return {}
+    return {"at": tuple(milestone / config.epochs for milestone in config.milestones)}
 
 
 class _swapped(AbstractContextManager[None]):

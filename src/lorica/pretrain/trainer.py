@@ -63,6 +63,7 @@ class Trainer:
             lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay, trust_coeff=0.001,
             always_adapt=True,
         )  # fmt: skip
+        self.pictures = pictures
         self.batches = Batches(
             pictures, config.batch_size, seed=config.seed, device=self.device, drop_last=True,
             shard=(self.rank, self.world),

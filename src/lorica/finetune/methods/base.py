@@ -52,7 +52,7 @@ class Method(nn.Module, ABC):
 
         Args:
             natural: pictures (N, 3, H, W) in [0, 1].
-            adversarial: the same, attacked.
+            adversarial: the same, attacked; where `needs_attack` is false, the natural ones themselves.
         """
 
     @abstractmethod
@@ -77,6 +77,11 @@ class Method(nn.Module, ABC):
         """What the attack in training raises; inside `route` and eval mode. Cross-entropy unless a method says so."""
         return cross_entropy(labels)
 
+    @property
+    def needs_attack(self) -> bool:
+        """Whether training looks at adversarial pictures; where it does not, none are crafted."""
+        return True
+
     needs_natural_accuracy: ClassVar[bool] = False
     """Whether `adjust` wants to know the accuracy of `natural_logits` on the training set before each epoch."""
 
@@ -90,7 +95,9 @@ class Method(nn.Module, ABC):
 
     def inference(self) -> Classifier:
         """A copy of the classifier as it will be used, without what only training needs."""
-        return copy.deepcopy(self.classifier).eval()
+        copied = copy.deepcopy(self.classifier).eval()
+        copied.natural_norms = None  # those of the encoder that training began with
+        return copied
 
     def features(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters of the feature extractor."""

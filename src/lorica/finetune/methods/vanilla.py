@@ -13,7 +13,7 @@ from lorica.errors import LoricaError
 from lorica.finetune.methods.base import METHODS, Method, kl
 from lorica.robustness.pgd import Loss, cross_entropy, divergence
 from lorica.vision import Classifier
-from lorica.vision.batch_norm import merge_routes, on_route, split_routes
+from lorica.vision.batch_norm import load_route, merge_routes, on_route, split_routes
 
 NATURAL, ADVERSARIAL = "natural", "adversarial"
 
@@ -26,8 +26,8 @@ class Vanilla(Method):
         beta: float = Field(6.0, ge=0, description="weight of the KL term")
         attack_loss: Literal["ce", "kl"] = Field("ce", description="what the attack raises; kl: as in TRADES")
         batch_norm: Literal["shared", "dual"] = Field(
-            "shared", description="dual: natural and adversarial pictures have statistics of their own; inference "
-            "keeps the adversarial ones"
+            "shared", description="dual: natural and adversarial pictures have statistics of their own, as the "
+            "encoder brings them or else both as its only ones; inference keeps the adversarial ones"
         )  # fmt: skip
 
     summary = "cross-entropy of natural pictures + beta times the KL from natural to adversarial outputs"
@@ -36,11 +36,15 @@ class Vanilla(Method):
     def __init__(self, options: Any, classifier: Classifier) -> None:
         super().__init__(options, classifier)
         self.weights, self.compared = {"natural": 1.0, "kl": options.beta}, ("natural", "kl")
-        if options.batch_norm == "dual" and not split_routes(classifier, (ADVERSARIAL, NATURAL)):
+        if options.batch_norm == "shared":
+            return
+        if not split_routes(classifier, (ADVERSARIAL, NATURAL)):
             raise LoricaError(
                 f"dual batch norms need batch norms, which {classifier.architecture.name} has not",
                 "Use --set options.batch_norm=shared, or a ResNet.",
             )
+        if classifier.natural_norms is not None:
+            load_route(classifier.backbone, NATURAL, classifier.natural_norms)
 
     def forward(self, natural: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor]:
         with on_route(self.classifier, NATURAL):

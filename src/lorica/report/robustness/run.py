@@ -46,6 +46,9 @@ class RobustnessRun:
     @property
     def method(self) -> str | None:
         """How it was trained, where that is known."""
+        if self.objective == "linear":
+            adversarial = section(self.record, "config", "options").get("adversarial") is True
+            return f"{'ALF' if adversarial else 'SLF'} (linear head)"
         return METHODS.get(self.objective, self.objective or None)
 
     @property
