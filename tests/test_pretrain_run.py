@@ -260,3 +260,48 @@ def test_a_complete_run_is_not_run_again(pictures, tmp_path):
     config = tiny_config(data=pictures, output=tmp_path / "run")
     record = run(config)
     assert run(config.model_copy(update={"resume": True})) == record
+
+
+# ----- DynACL++ -----------------------------------------------------------------------------------------------------
+def test_plus_plus_trains_on_clusters_and_delivers_an_encoder_without_a_head(tmp_path):
+    folder = write_pictures(tmp_path / "pictures", count=24, labels=2)
+    config = tiny_config(data=folder, output=tmp_path / "run", plus_plus=2, plus_plus_epochs=1)
+    record = run(config)
+    done = record["plus_plus"]
+    assert (done["clusters"], sum(done["pictures"]), done["epochs"]) == (2, 24, [1, 1])
+    assert (tmp_path / "run" / "plus_plus" / "all" / "run.json").is_file()
+    after, _ = load_classifier(ModelConfig(name=str(tmp_path / "run" / "encoder")))
+    before, _ = load_classifier(ModelConfig(name=str(tmp_path / "run" / "plus_plus" / "before")))
+    pixels = torch.rand(2, 3, SIDE, SIDE)
+    assert after(pixels).shape == before(pixels).shape == (2, 16)
+    assert not torch.allclose(after(pixels), before(pixels))
+
+
+def test_plus_plus_can_be_added_to_a_run_that_was_stopped_before_it(tmp_path, monkeypatch):
+    import lorica.pretrain.deliver as home
+
+    folder = write_pictures(tmp_path / "pictures", count=24, labels=2)
+    config = tiny_config(data=folder, output=tmp_path / "run", plus_plus=2, plus_plus_epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(home, "plus_plus", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(config)
+    again = run(config.model_copy(update={"resume": True}))
+    assert again["encoder_sha256"] == run(config.model_copy(update={"output": tmp_path / "whole"}))["encoder_sha256"]
+
+
+def test_more_clusters_than_pictures_are_refused(pictures, tmp_path):
+    code, said = lorica("pretrain", "--data", pictures, "--output", tmp_path / "run", *TINY, "--plus-plus", 9)
+    assert code == 2 and "9 clusters of 8 pictures" in said
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_plus_plus_can_be_added_to_a_complete_run(tmp_path):
+    folder = write_pictures(tmp_path / "pictures", count=24, labels=2)
+    config = tiny_config(data=folder, output=tmp_path / "run")
+    first = run(config)
+    more = {"resume": True, "plus_plus": 2, "plus_plus_epochs": 1}
+    second = run(config.model_copy(update=more))
+    assert first["plus_plus"] is None and second["plus_plus"]["clusters"] == 2
+    assert second["seconds"] == pytest.approx(first["seconds"], abs=1)
+    assert run(config.model_copy(update=more)) == second

@@ -103,6 +103,15 @@ def changes(preset: str) -> str:
     return "; ".join(said) or "nothing"
 
 
+def shortened(recipe: Recipe, epochs: int) -> Recipe:
+    """A copy with another number of epochs; its milestones move along."""
+    changed = copy.deepcopy(recipe) | {"epochs": epochs}
+    if "milestones" in recipe:
+        moved = {round(milestone * epochs / recipe["epochs"]) for milestone in recipe["milestones"]}
+        changed["milestones"] = sorted(milestone for milestone in moved if 0 < milestone < epochs)
+    return changed
+
+
 class ProtocolConfig(Config):
     """Which protocols an encoder goes through, and what is changed in their recipes."""
 
@@ -172,10 +181,7 @@ class ProtocolConfig(Config):
         else:
             recipe = copy.deepcopy(RECIPES[name] | PRESETS.get(self.preset or "", {}).get(name, {}))
         if self.epochs is not None:
-            if "milestones" in recipe:
-                moved = {round(epoch * self.epochs / recipe["epochs"]) for epoch in recipe["milestones"]}
-                recipe["milestones"] = sorted(epoch for epoch in moved if 0 < epoch < self.epochs)
-            recipe["epochs"] = self.epochs
+            recipe = shortened(recipe, self.epochs)
         if self.val_share is not None:
             recipe["val_share"] = self.val_share
         return recipe | {"labels": self.labels}

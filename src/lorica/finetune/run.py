@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -19,7 +20,7 @@ from lorica.artefacts import (
 )
 from lorica.config import differences, load
 from lorica.data.label_split import LabelledSplit, load_split, split_labelled
-from lorica.data.labelled import read_labelled
+from lorica.data.labelled import LabelledSet, read_labelled
 from lorica.diffusion.fingerprint import sha256, weights_digest
 from lorica.diffusion.model import pick_device
 from lorica.errors import LoricaError
@@ -50,8 +51,13 @@ class Diverged(LoricaError):
     """Training produced a number that is not finite."""
 
 
-def run(config: FinetuneConfig) -> dict[str, Any]:
+def run(config: FinetuneConfig, parts: Mapping[str, LabelledSet] | None = None) -> dict[str, Any]:
     """Fine-tune; the same as `lorica finetune`.
+
+    Args:
+        config: of the run.
+        parts: labelled pictures as `read_labelled` returns them, for a caller who has made the labels; by default
+            those of `config.data`.
 
     Returns:
         The contents of OUTPUT/run.json; empty in processes other than the main one.
@@ -74,7 +80,9 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     torch.manual_seed(config.seed)  # of a new head and of the branch
     classifier, notes = load_classifier(config.model)
     start = weights_digest(classifier)
-    split = _split(config, classifier, accelerator)
+    if parts is None:
+        parts = _read(config, classifier, accelerator)
+    split = _split(config, parts)
     if classifier.take_classes(split.train.classes):
         notes.append(f"the head is new: {len(classifier.classes)} classes of the data")
     if config.head == "zeros":
@@ -117,11 +125,13 @@ def _check_output(config: FinetuneConfig) -> None:
         )
 
 
-def _split(config: FinetuneConfig, classifier: Classifier, accelerator: Accelerator) -> LabelledSplit:
+def _read(config: FinetuneConfig, classifier: Classifier, accelerator: Accelerator) -> dict[str, LabelledSet]:
     with accelerator.main_process_first():  # of several processes one decodes, the others find its cache
-        parts = read_labelled(
-            config.data, size=classifier.architecture.size, cache=config.cache or config.output / "cache"
-        )
+        cache = config.cache or config.output / "cache"
+        return read_labelled(config.data, size=classifier.architecture.size, cache=cache)
+
+
+def _split(config: FinetuneConfig, parts: Mapping[str, LabelledSet]) -> LabelledSplit:
     own = config.output / SPLIT_FILE
     if config.resume and own.is_file():
         return load_split(own, parts)

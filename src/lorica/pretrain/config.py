@@ -84,6 +84,8 @@ class PretrainConfig(Config):
         description="DynACL++: afterwards find so many clusters of features, and train on them as if they were labels",
     )
 
+    plus_plus_epochs: int = Field(25, ge=1, description="of each of its two fine-tunings, head and all weights")
+
     epochs: int = Field(200, ge=1, description="in all (paper: 1000)")
     batch_size: int = Field(512, ge=4, description="pictures per step, over all processes (paper: 512)")
     learning_rate: float = Field(5.0, gt=0, description="of LARS at its peak (paper: 5)")

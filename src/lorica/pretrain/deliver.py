@@ -11,10 +11,10 @@ from lorica.data.labelled import LabelledSet
 from lorica.diffusion.fingerprint import weights_digest
 from lorica.pretrain.config import PretrainConfig
 from lorica.pretrain.network import ADVERSARIAL, NATURAL
+from lorica.pretrain.plus_plus import plus_plus
 from lorica.pretrain.probes import Probe
 from lorica.pretrain.trainer import Trainer
 from lorica.pretrain.views import Views
-from lorica.robustness.pgd import crafting
 from lorica.vision.batch_norm import norm_tensors
 from lorica.vision.card import encoder_card
 from lorica.vision.export import export_folder
@@ -53,20 +53,23 @@ def deliver(
         "seconds": history["seconds"],
         "processes": trainer.world,
         "route": trainer.route,
-        "encoder_sha256": weights_digest(encoder),
+        "plus_plus": None,
         "magnified": _MAGNIFIED,
         "notes": notes,
         "probe": None,
     }
+    if config.plus_plus is not None:
+        encoder, record["plus_plus"] = plus_plus(config, trainer, encoder, pictures, card=encoder_card(record))
+    record["encoder_sha256"] = weights_digest(encoder)
     if probe is not None:
-        with crafting(trainer.method):
-            rates = probe.measure_rates(trainer.features())
+        still = encoder.to(trainer.device).requires_grad_(False)
+        rates = probe.measure_rates(lambda pixels: still(pixels).float())
         record["probe"] = {
             "train": len(probe.train), "test": len(probe.test), "classes": list(probe.train.classes),
             "epoch": trainer.epoch, **rates,
         }  # fmt: skip
     _draw_views(config, trainer, pictures)
-    export_folder(encoder, config.output / ENCODER, card=encoder_card(record))
+    export_folder(encoder.cpu(), config.output / ENCODER, card=encoder_card(record))
     write_json(config.output / RUN_FILE, record)
     return record
 

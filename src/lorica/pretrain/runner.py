@@ -1,5 +1,6 @@
 """`lorica pretrain`: pictures without labels -> training loop -> a robust encoder and its record."""
 
+import os
 import shutil
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -23,6 +24,7 @@ from lorica.interrupt import interruptible
 from lorica.monitor import METRICS_FILE, Monitor
 from lorica.pretrain.config import PretrainConfig
 from lorica.pretrain.deliver import ENCODER, VIEWS_FILE, deliver
+from lorica.pretrain.plus_plus import FOLDER as PLUS_PLUS
 from lorica.pretrain.probes import Probe
 from lorica.pretrain.trainer import CHECKPOINTS, RESUME, Trainer, method_of
 from lorica.progress import console
@@ -36,7 +38,7 @@ LIVE = {
 # What a resumed run may change: how it is watched, and where its inputs lie.
 FREE_ON_RESUME = {
     "resume", "overwrite", "output", "device", "cache", "data", "checkpoint_every", "compile", "channels_last",
-    "probe", "probe_every", "probe_pictures",
+    "probe", "probe_every", "probe_pictures", "plus_plus", "plus_plus_epochs",
 }  # fmt: skip
 
 
@@ -55,14 +57,16 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         KeyboardInterrupt: after Ctrl-C, once the state is saved.
     """
     device = pick_device(config.device)
+    if config.plus_plus is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise LoricaError("--plus-plus runs in a single process", "Give it to a second call, with --resume.")
     accelerator = Accelerator(mixed_precision="no", cpu=device.type == "cpu")
     main = accelerator.is_main_process
     if main:
         _check_output(config)
-    if config.resume and (config.output / RUN_FILE).is_file():
+    if config.resume and (record := _complete(config)) is not None:
         if main:
             console.print(f"The run in {escape(str(config.output))} is complete.")
-        return read_json(config.output / RUN_FILE, "record of the run") if main else {}
+        return record if main else {}
     torch.manual_seed(config.seed)  # of the weights
     classifier, _ = load_classifier(config.model)
     start = weights_digest(classifier)
@@ -103,12 +107,23 @@ def _check_output(config: PretrainConfig) -> None:
         )
 
 
+def _complete(config: PretrainConfig) -> dict[str, Any] | None:
+    """The record of a run of which nothing is left to do."""
+    if not (config.output / RUN_FILE).is_file():
+        return None
+    record: dict[str, Any] = read_json(config.output / RUN_FILE, "record of the run")
+    done = (record.get("plus_plus") or {}).get("clusters")
+    return record if done == config.plus_plus else None
+
+
 def _pictures(
     config: PretrainConfig, classifier: Classifier, accelerator: Accelerator
 ) -> tuple[LabelledSet, Probe | None]:
     size, cache = classifier.architecture.size, config.cache or config.output / "cache"
     with accelerator.main_process_first():  # of several processes one decodes, the others find its cache
         pictures = read_unlabelled(config.data, size=size, cache=cache)
+        if config.plus_plus is not None and config.plus_plus > len(pictures):
+            raise LoricaError(f"{config.plus_plus} clusters of {len(pictures)} pictures", "Ask for fewer --plus-plus.")
         if config.probe is None:
             return pictures, None
         parts = read_labelled(config.probe, size=size, cache=cache)
@@ -152,7 +167,7 @@ def _resumed(config: PretrainConfig, trainer: Trainer, identity: dict[str, str])
 
 def _begin(config: PretrainConfig) -> None:
     if not config.resume:
-        for name in (CHECKPOINTS, ENCODER, "tensorboard"):
+        for name in (CHECKPOINTS, ENCODER, PLUS_PLUS, "tensorboard"):
             shutil.rmtree(config.output / name, ignore_errors=True)
         for name in (RUN_FILE, METRICS_FILE, VIEWS_FILE):
             (config.output / name).unlink(missing_ok=True)
