@@ -19,10 +19,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from lorica.artefacts import CONFIG_FILE, hardware, versions
+from lorica.checkpoint import load_state
 from lorica.config import load
 from lorica.data.batches import Batches
 from lorica.data.unlabelled import read_unlabelled
-from lorica.finetune.state import load_state
 from lorica.pretrain import PretrainConfig, adversarial_invariance, nt_xent, standard_invariance
 from lorica.pretrain.trainer import CHECKPOINTS, RESUME, Trainer, method_of
 from lorica.vision import load_classifier

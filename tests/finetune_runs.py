@@ -18,9 +18,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lorica.checkpoint import load_state
 from lorica.finetune import FinetuneConfig, Method
 from lorica.finetune.schedule import Decision
-from lorica.finetune.state import load_state
 from lorica.finetune.trainer import CHECKPOINTS, RESUME, Trainer
 from lorica.monitor import read_metrics
 

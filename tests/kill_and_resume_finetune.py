@@ -19,8 +19,8 @@ from typing import Any
 import torch.utils.tensorboard  # noqa: F401  (so that no attempt spends its time on imports)
 
 import lorica.vision.cifar_resnet  # noqa: F401  (likewise: timm)
+from lorica.checkpoint import load_state
 from lorica.finetune import FinetuneConfig, run
-from lorica.finetune.state import load_state
 from lorica.finetune.trainer import CHECKPOINTS, RESUME, Trainer
 from lorica.monitor import Monitor
 

@@ -58,6 +58,41 @@ def test_adversarial_step_counts_what_both_orders_of_work_do() -> None:
     assert found["ratio_to_authors"]["median"] > 0 and found["ratio_to_floor"]["median"] > 0
 
 
+def test_contrastive_step_counts_what_both_orders_of_work_do() -> None:
+    found = figures("contrastive_step.py", "--smallest")
+    ours, authors = found["counted"]["ours"], found["counted"]["authors"]
+    for passes in ("forward_passes", "backward_passes"):
+        assert ours[passes] == authors[passes] == 15  # of N pictures: five attacks on 2N, one update of 5N
+    assert ours["gflop_backward"] < 0.75 * authors["gflop_backward"]  # no gradients of weights in the attack
+    assert found["ratio_to_authors"]["median"] > 0 and found["ratio_to_floor"]["median"] > 0
+
+
+@needs_data
+def test_robust_pretraining_compares_methods_and_its_terms_are_measured(tmp_path: Path) -> None:
+    size = (
+        "--pictures",
+        "100",
+        "--test",
+        "20",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "32",
+        "--width",
+        "2",
+        "--sets",
+        "cifar10",
+    )
+    options = ("--sets", "cifar10", "--rows", "acl-air-authors", "--protocols", "slf:1", "--tier", "quick")
+    found = figures("robust_pretraining.py", "--data", DATA, "--output", tmp_path, *size, *options)
+    assert [(row["row"], row["set"], list(row["protocols"])) for row in found["rows"]] == [
+        ("acl-air-authors", "cifar10", ["slf"])
+    ]
+    terms = figures("invariance_terms.py", "--run", tmp_path / "acl-air-authors_0", "--batch", "32", "--batches", "1")
+    assert terms["rows"]["nt-xent"]["relative_z"] == 1
+    assert 0 < terms["rows"]["air paper"]["relative_z"] < terms["rows"]["air anchored"]["relative_z"]
+
+
 @needs_data
 def test_robust_finetuning_compares_methods(tmp_path: Path) -> None:
     options = ("--sets", "faces", "--methods", "at", "--epochs", "1", "--tier", "quick", "--output", tmp_path)

@@ -15,11 +15,12 @@ from lorica.artefacts import write_json
 from lorica.config import load
 from lorica.data.label_split import split_labelled
 from lorica.data.labelled import read_labelled
+from lorica.data.subsets import balanced
 from lorica.errors import LoricaError
 from lorica.evaluate import EvaluateConfig, print_evaluation, run
 from lorica.evaluate import attacks as attacks_module
 from lorica.evaluate.attacks import attack_at
-from lorica.evaluate.subject import balanced, subject_of
+from lorica.evaluate.subject import subject_of
 from lorica.robustness.attacked import Counted, as_floats, predict
 from lorica.robustness.autoattack import AutoAttackSettings, autoattack
 from lorica.robustness.corruptions import SEVERITIES, corrupt

@@ -26,6 +26,7 @@ from finetune_runs import (
     watch_epochs,
     write_pictures,
 )
+from lorica.checkpoint import load_state
 from lorica.config import load
 from lorica.data.batches import ordered
 from lorica.data.label_split import LabelledSplit
@@ -34,7 +35,6 @@ from lorica.errors import LoricaError
 from lorica.finetune import METHODS, AttackConfig, Diverged, FinetuneConfig, gradient_similarity, run
 from lorica.finetune.ema import Average
 from lorica.finetune.methods import AutoLora
-from lorica.finetune.state import load_state
 from lorica.finetune.trainer import BEST, CHECKPOINTS, LAYER, Trainer
 from lorica.monitor import read_metrics
 from lorica.robustness.pgd import crafting

@@ -18,12 +18,13 @@ from lorica.cli import main
 from lorica.config import load
 from lorica.data.label_split import LabelledSplit
 from lorica.data.labelled import LabelledSet
+from lorica.data.subsets import keep_labels
 from lorica.errors import LoricaError
 from lorica.evaluate import EvaluateConfig
-from lorica.evaluate.recipes import PRESETS, RECIPES, ProtocolConfig, changes
+from lorica.evaluate.protocol_config import ProtocolConfig
 from lorica.finetune import METHODS, FinetuneConfig
 from lorica.finetune import run as finetune
-from lorica.finetune.labels import keep_labels
+from lorica.finetune.recipes import PRESETS, RECIPES, changes
 from lorica.finetune.trainer import Trainer
 from lorica.monitor import read_metrics
 from lorica.vision import Classifier, ModelConfig, load_classifier

@@ -4,11 +4,13 @@ import argparse
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from lorica.adapt import DEFENCES, OBJECTIVES, AdaptConfig
 from lorica.audit import ATTACKS
 from lorica.config import walk
 from lorica.finetune import METHODS
+from lorica.pretrain.methods import METHODS as PRETRAINING
 from lorica.robustness.corruptions import CORRUPTIONS
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -51,11 +53,19 @@ def defences() -> str:
 
 
 def methods() -> str:
-    lines = ["| method | what a step minimises | options (default) | source |", "|---|---|---|---|"]
-    for name in METHODS:
-        fields = METHODS[name].Options.model_fields.items()
+    return _with_options(METHODS, "what a step minimises")
+
+
+def pretraining() -> str:
+    return _with_options(PRETRAINING, "what a step learns from")
+
+
+def _with_options(registry: Any, what: str) -> str:
+    lines = [f"| method | {what} | options (default) | source |", "|---|---|---|---|"]
+    for name in registry:
+        fields = registry[name].Options.model_fields.items()
         options = ", ".join(f"`{key}` ({'none' if f.default is None else f.default})" for key, f in fields)
-        lines.append(f"| `{name}` | {METHODS[name].summary} | {options} | {METHODS[name].source} |")
+        lines.append(f"| `{name}` | {registry[name].summary} | {options} | {registry[name].source} |")
     return "\n".join(lines)
 
 
@@ -69,6 +79,7 @@ def corruptions() -> str:
 
 TABLES = {
     "attacks": attacks, "corruptions": corruptions, "defences": defences, "methods": methods, "objectives": objectives,
+    "pretraining": pretraining,
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from lorica.config import Config
 from lorica.errors import LoricaError
-from lorica.evaluate.recipes import ProtocolConfig
+from lorica.evaluate.protocol_config import ProtocolConfig
 from lorica.robustness.autoattack import Tier
 from lorica.robustness.threat import Norm, Threat, parse_eps
 from lorica.vision import ModelConfig

@@ -7,9 +7,10 @@ from PIL import Image
 from torch import Tensor
 
 from lorica.artefacts import write_with
+from lorica.data.subsets import balanced
 from lorica.evaluate.attacks import Attacked
 from lorica.evaluate.config import EvaluateConfig
-from lorica.evaluate.subject import Subject, balanced
+from lorica.evaluate.subject import Subject
 from lorica.robustness.attacked import Counted, as_floats
 
 FOLDER = "examples"

@@ -15,8 +15,9 @@ from scipy.stats import norm
 from torch import Tensor
 
 from lorica.audit.score import MembershipScores, clopper_pearson
+from lorica.data.subsets import balanced
 from lorica.evaluate.config import EvaluateConfig
-from lorica.evaluate.subject import Subject, balanced
+from lorica.evaluate.subject import Subject
 from lorica.robustness.attacked import Counted, as_floats, predict
 from lorica.robustness.pgd import cross_entropy, pgd
 from lorica.robustness.threat import Threat

@@ -28,12 +28,12 @@ from lorica.data.labelled import read_labelled
 from lorica.diffusion.fingerprint import weights_digest
 from lorica.errors import LoricaError
 from lorica.evaluate.config import ENCODER, EvaluateConfig
-from lorica.evaluate.recipes import TITLES, Recipe, changes
 from lorica.evaluate.runner import ROBUSTNESS_FILE
 from lorica.evaluate.runner import run as evaluate
 from lorica.evaluate.verdict import percent
 from lorica.finetune import FinetuneConfig
 from lorica.finetune import run as finetune
+from lorica.finetune.recipes import TITLES, Recipe, changes
 from lorica.progress import console
 from lorica.vision import Classifier, ModelConfig, load_classifier
 from lorica.vision.batch_norm import split_routes

@@ -8,16 +8,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lorica.artefacts import RUN_FILE, SPLIT_FILE, read_json
 from lorica.data.label_split import load_split
 from lorica.data.labelled import LabelledSet, read_labelled
+from lorica.data.subsets import balanced
 from lorica.errors import LoricaError
 from lorica.evaluate.config import EvaluateConfig
-from lorica.seeds import stable_seed
 from lorica.vision import Classifier, load_classifier
 from lorica.vision.loading import DESCRIPTION_FILE
 
@@ -85,26 +84,6 @@ def subject_of(config: EvaluateConfig) -> Subject:
     classes = model.classes if set(pictures.classes) <= set(model.classes) else pictures.classes
     about = _about(model, place, run)
     return Subject(model, pictures, outputs[pictures.labels], members, classes, outputs, about, data, notes)
-
-
-def balanced(labels: Tensor, count: int | None, seed: int) -> list[int]:
-    """Rows of `count` pictures, as evenly from all classes as there are pictures, in order; all rows for None.
-
-    Args:
-        labels: (N,) int64.
-        count: how many.
-        seed: of the choice.
-    """
-    if count is None or count >= len(labels):
-        return list(range(len(labels)))
-    order = np.random.default_rng(stable_seed(seed, "chosen pictures")).permutation(len(labels))
-    turns: dict[int, int] = {}
-    turn = np.empty(len(labels), dtype=np.int64)
-    for row in order:
-        label = int(labels[row])
-        turn[row] = turns[label] = turns.get(label, -1) + 1
-    by_turn = order[np.argsort(turn[order], kind="stable")]
-    return sorted(by_turn[:count].tolist())
 
 
 def _places(name: str) -> tuple[str, Path | None]:

@@ -5,10 +5,10 @@ from typing import Any
 
 from lorica import evaluate
 from lorica.artefacts import RUN_FILE, SPLIT_FILE, provenance, read_json, write_json
+from lorica.checkpoint import load_state
 from lorica.data.label_split import LabelledSplit
 from lorica.diffusion.fingerprint import weights_digest
 from lorica.finetune.config import FinetuneConfig
-from lorica.finetune.state import load_state
 from lorica.finetune.trainer import BEST, BEST_AVERAGE, CHECKPOINTS, Trainer
 from lorica.vision import Classifier
 from lorica.vision.card import model_card

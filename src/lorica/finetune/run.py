@@ -18,17 +18,17 @@ from lorica.artefacts import (
     sole_writer,
     write_text,
 )
+from lorica.checkpoint import load_state
 from lorica.config import differences, load
 from lorica.data.label_split import LabelledSplit, load_split, split_labelled
 from lorica.data.labelled import LabelledSet, read_labelled
+from lorica.data.subsets import keep_labels
 from lorica.diffusion.fingerprint import sha256, weights_digest
 from lorica.diffusion.model import pick_device
 from lorica.errors import LoricaError
 from lorica.finetune.config import FinetuneConfig
 from lorica.finetune.deliver import EVALUATION, MODEL, complete, deliver
-from lorica.finetune.labels import keep_labels
 from lorica.finetune.methods import METHODS, Method
-from lorica.finetune.state import load_state
 from lorica.finetune.trainer import CHECKPOINTS, RESUME, Trainer
 from lorica.interrupt import interruptible
 from lorica.monitor import METRICS_FILE, Monitor

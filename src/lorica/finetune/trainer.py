@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from lorica.checkpoint import load_state, momenta, restore_momenta, save_state
 from lorica.data.batches import Augment, Batches, ordered
 from lorica.data.label_split import LabelledSplit
 from lorica.data.labelled import LabelledSet
@@ -17,7 +18,6 @@ from lorica.finetune.ema import Average
 from lorica.finetune.methods import Method
 from lorica.finetune.schedule import Decision, RobustAccuracyLR, StepLR
 from lorica.finetune.similarity import gradient_similarity
-from lorica.finetune.state import load_state, momenta, restore_momenta, save_state
 from lorica.robustness.folding import Folded
 from lorica.robustness.pgd import Model, crafting, cross_entropy, n_fgsm, pgd
 from lorica.seeds import stable_seed

@@ -11,7 +11,7 @@ from lorica import finetune
 from lorica.artefacts import write_with
 from lorica.data.batches import ordered
 from lorica.data.labelled import LabelledSet
-from lorica.evaluate.recipes import RECIPES, shortened
+from lorica.finetune.recipes import RECIPES, shortened
 from lorica.pretrain.config import PretrainConfig
 from lorica.pretrain.network import NATURAL
 from lorica.pretrain.pseudo import pseudo_labels, relabelled
@@ -31,7 +31,7 @@ def plus_plus(
 ) -> tuple[Classifier, dict[str, Any]]:
     """Fine-tune an encoder on pseudo-labels.
 
-    The recipes are those of SLF (for the head) and of AFF, in `lorica.evaluate.recipes`; 2 % of the pictures watch,
+    The recipes are those of SLF (for the head) and of AFF, in `lorica.finetune.recipes`; 2 % of the pictures watch,
     and 1 % are left out as a test set that nobody looks at. A second call goes on where the first was stopped.
 
     Args:

@@ -11,15 +11,15 @@ from accelerate import Accelerator
 from rich.markup import escape
 
 from lorica.artefacts import CONFIG_FILE, RUN_FILE, prepare_output, read_json, sole_writer, write_text
+from lorica.checkpoint import load_state
 from lorica.config import differences, load
 from lorica.data.label_split import split_labelled
 from lorica.data.labelled import LabelledSet, read_labelled
+from lorica.data.subsets import balanced
 from lorica.data.unlabelled import read_unlabelled
 from lorica.diffusion.fingerprint import sha256, weights_digest
 from lorica.diffusion.model import pick_device
 from lorica.errors import LoricaError
-from lorica.evaluate.subject import balanced
-from lorica.finetune.state import load_state
 from lorica.interrupt import interruptible
 from lorica.monitor import METRICS_FILE, Monitor
 from lorica.pretrain.config import PretrainConfig

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
+from lorica.checkpoint import momenta, restore_momenta, save_state
 from lorica.config import load
 from lorica.data.batches import Batches
 from lorica.data.labelled import LabelledSet
-from lorica.finetune.state import momenta, restore_momenta, save_state
 from lorica.pretrain.across import gathered
 from lorica.pretrain.config import PretrainConfig
 from lorica.pretrain.losses import adversarial_invariance, nt_xent, standard_invariance

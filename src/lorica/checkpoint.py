@@ -1,4 +1,4 @@
-"""Checkpoints of fine-tuning: tensors in a safetensors file, everything else as JSON in its header."""
+"""Checkpoints of training: tensors in a safetensors file, everything else as JSON in its header."""
 
 import json
 from collections.abc import Mapping

@@ -1,11 +1,32 @@
-"""Few labels: training on a share of the labelled pictures, as in semi-supervised comparisons of encoders."""
+"""Some of the labelled pictures: as evenly from all classes as can be, or a share of each class."""
 
 from dataclasses import replace
 
 import numpy as np
+from torch import Tensor
 
 from lorica.data.label_split import LabelledSplit
 from lorica.seeds import stable_seed
+
+
+def balanced(labels: Tensor, count: int | None, seed: int) -> list[int]:
+    """Rows of `count` pictures, as evenly from all classes as there are pictures, in order; all rows for None.
+
+    Args:
+        labels: (N,) int64.
+        count: how many.
+        seed: of the choice.
+    """
+    if count is None or count >= len(labels):
+        return list(range(len(labels)))
+    order = np.random.default_rng(stable_seed(seed, "chosen pictures")).permutation(len(labels))
+    turns: dict[int, int] = {}
+    turn = np.empty(len(labels), dtype=np.int64)
+    for row in order:
+        label = int(labels[row])
+        turn[row] = turns[label] = turns.get(label, -1) + 1
+    by_turn = order[np.argsort(turn[order], kind="stable")]
+    return sorted(by_turn[:count].tolist())
 
 
 def keep_labels(split: LabelledSplit, share: float, seed: int) -> LabelledSplit:
