@@ -305,3 +305,34 @@ def test_plus_plus_can_be_added_to_a_complete_run(tmp_path):
     assert first["plus_plus"] is None and second["plus_plus"]["clusters"] == 2
     assert second["seconds"] == pytest.approx(first["seconds"], abs=1)
     assert run(config.model_copy(update=more)) == second
+
+
+# ----- with no other option -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("pictures", "batch"), [(40, 32), (256, 32), (400, 32), (512, 64), (4000, 256), (50_000, 512)]
+)
+def test_a_batch_is_a_power_of_two_that_makes_eight_steps_of_few_pictures(pictures, batch):
+    assert tiny_config(batch_size=None).batch_of(pictures) == batch
+    assert tiny_config(batch_size=100).batch_of(pictures) == 100
+
+
+def test_only_the_folder_has_to_be_given(tmp_path, monkeypatch):
+    write_pictures(tmp_path / "some", count=40, side=20)
+    monkeypatch.chdir(tmp_path)
+    fast = ["--epochs", "1", "--set", "model.arguments={width: 4}"]  # the network and the time of it aside
+    code, said = lorica("pretrain", "--data", "some", *fast)
+    assert code == 0, said
+    record = json.loads(Path("runs/pretrain/run.json").read_text())
+    assert (record["method"], record["invariance"], record["form"]) == ("dynacl", "both", "paper")
+    assert (record["batch_size"], record["size"], record["architecture"]) == (32, [32, 32], "cifar_resnet18")
+    for name in ("encoder/model.safetensors", "report.html", "metrics.jsonl", "views.png"):
+        assert Path("runs/pretrain", name).stat().st_size > 0
+
+
+def test_a_report_of_pre_training_runs_is_built_again_and_kinds_are_not_mixed(pictures, tmp_path):
+    run(tiny_config(data=pictures, output=tmp_path / "run", method="acl"))
+    code, said = lorica("report", tmp_path / "run", tmp_path / "run", "--output", tmp_path / "page.html")
+    assert code == 0 and "ACL" in (tmp_path / "page.html").read_text(), said
+    (tmp_path / "audit").mkdir()
+    code, said = lorica("report", tmp_path / "run", tmp_path / "audit", "--output", tmp_path / "mixed.html")
+    assert code == 2 and "one kind of result" in said and not (tmp_path / "mixed.html").exists()

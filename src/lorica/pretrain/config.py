@@ -1,5 +1,6 @@
 """The configuration of `lorica pretrain`."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -87,7 +88,12 @@ class PretrainConfig(Config):
     plus_plus_epochs: int = Field(25, ge=1, description="of each of its two fine-tunings, head and all weights")
 
     epochs: int = Field(200, ge=1, description="in all (paper: 1000)")
-    batch_size: int = Field(512, ge=4, description="pictures per step, over all processes (paper: 512)")
+    batch_size: int | None = Field(
+        None,
+        ge=4,
+        description="pictures per step, over all processes; 512 (paper) by default, or of fewer than 4096 pictures as "
+        "many as make 8 steps in an epoch",
+    )
     learning_rate: float = Field(5.0, gt=0, description="of LARS at its peak (paper: 5)")
     warmup_epochs: float | None = Field(
         None, ge=0, description="of linear warm-up before the cosine; 10 (paper) by default, at most a tenth of epochs"
@@ -128,6 +134,12 @@ class PretrainConfig(Config):
                 "Leave it out for a tenth.",
             )
         return self
+
+    def batch_of(self, pictures: int) -> int:
+        """Pictures per step, of so many: the default is a power of two from 32 to 512."""
+        if self.batch_size is not None:
+            return self.batch_size
+        return min(512, max(32, 2 ** int(math.log2(max(1, pictures / 8)))))
 
     @property
     def warmup(self) -> float:

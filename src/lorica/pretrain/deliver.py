@@ -48,6 +48,7 @@ def deliver(
         "architecture": encoder.architecture.name,
         "size": list(encoder.architecture.size),
         "pictures": len(pictures),
+        "batch_size": config.batch_of(len(pictures)),
         "epochs": trainer.epoch,
         "steps": trainer.epoch * trainer.steps_per_epoch,
         "seconds": history["seconds"],

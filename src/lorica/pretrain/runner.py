@@ -139,7 +139,7 @@ def _pictures(
 
 def _notes(config: PretrainConfig, trainer: Trainer, pictures: LabelledSet) -> list[str]:
     notes = []
-    left_out = len(pictures) % config.batch_size
+    left_out = len(pictures) % config.batch_of(len(pictures))
     if left_out:
         notes.append(f"{left_out} of {len(pictures)} pictures make no full batch: each epoch leaves out others")
     if not config.model.pretrained and config.epochs < 200:

@@ -65,7 +65,7 @@ class Trainer:
         )  # fmt: skip
         self.pictures = pictures
         self.batches = Batches(
-            pictures, config.batch_size, seed=config.seed, device=self.device, drop_last=True,
+            pictures, config.batch_of(len(pictures)), seed=config.seed, device=self.device, drop_last=True,
             shard=(self.rank, self.world),
         )  # fmt: skip
         if self.world > 1:
