@@ -336,3 +336,20 @@ def test_a_report_of_pre_training_runs_is_built_again_and_kinds_are_not_mixed(pi
     (tmp_path / "audit").mkdir()
     code, said = lorica("report", tmp_path / "run", tmp_path / "audit", "--output", tmp_path / "mixed.html")
     assert code == 2 and "one kind of result" in said and not (tmp_path / "mixed.html").exists()
+
+
+def test_warm_up_is_ten_epochs_or_a_tenth_and_never_a_few_steps():
+    assert tiny_config(epochs=1000).warmup_steps(98) == 980  # the paper's
+    assert tiny_config(epochs=50).warmup_steps(98) == 490
+    assert tiny_config(epochs=10).warmup_steps(31) == 100
+    assert tiny_config(epochs=3).warmup_steps(7) == 10
+    assert tiny_config(epochs=3, warmup_epochs=0).warmup_steps(7) == 0
+    assert tiny_config(epochs=3, warmup_epochs=0.5).warmup_steps(8) == 4
+
+
+def test_views_that_collapse_onto_one_point_are_called_so(pictures, tmp_path, monkeypatch):
+    import lorica.pretrain.runner as home
+
+    monkeypatch.setattr(home, "COLLAPSED", -1.0)
+    record = run(tiny_config(data=pictures, output=tmp_path / "run"))
+    assert sum("collapsed onto one point" in note for note in record["notes"]) == 1

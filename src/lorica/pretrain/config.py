@@ -96,7 +96,10 @@ class PretrainConfig(Config):
     )
     learning_rate: float = Field(5.0, gt=0, description="of LARS at its peak (paper: 5)")
     warmup_epochs: float | None = Field(
-        None, ge=0, description="of linear warm-up before the cosine; 10 (paper) by default, at most a tenth of epochs"
+        None,
+        ge=0,
+        description="of linear warm-up before the cosine; 10 (paper) by default, at most a tenth of all, but 100 "
+        "steps or half of the run",
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="of LARS")
     weight_decay: float = Field(1e-6, ge=0, description="of LARS (paper: 1e-6)")
@@ -141,10 +144,15 @@ class PretrainConfig(Config):
             return self.batch_size
         return min(512, max(32, 2 ** int(math.log2(max(1, pictures / 8)))))
 
-    @property
-    def warmup(self) -> float:
-        """Epochs of warm-up."""
-        return min(10.0, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
+    def warmup_steps(self, per_epoch: int) -> int:
+        """Of warm-up, in epochs of so many steps.
+
+        Where weights begin at zero, as the biases of batch norms do, LARS takes the whole rate: a first step at a
+        large one can send all pictures to one point.
+        """
+        if self.warmup_epochs is not None:
+            return round(self.warmup_epochs * per_epoch)
+        return max(round(min(10.0, self.epochs / 10) * per_epoch), min(100, self.epochs * per_epoch // 2))
 
     @property
     def sir(self) -> bool:

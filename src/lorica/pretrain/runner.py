@@ -41,6 +41,9 @@ FREE_ON_RESUME = {
     "probe", "probe_every", "probe_pictures", "plus_plus", "plus_plus_epochs",
 }  # fmt: skip
 
+COLLAPSED = 0.9999
+"""Mean cosine of a picture's two views above which they are all alike."""
+
 
 class Diverged(LoricaError):
     """Training produced a number that is not finite."""
@@ -83,7 +86,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     with sole_writer(config.output) if main else nullcontext():
         if main:
             _begin(config)
-        history = _train(config, accelerator, trainer, probe, identity, history)
+        history = _train(config, accelerator, trainer, probe, identity, history, notes)
         record = deliver(config, trainer, pictures, probe, notes, history) if main else {}
     accelerator.wait_for_everyone()
     return record
@@ -183,6 +186,7 @@ def _train(
     probe: Probe | None,
     identity: dict[str, str],
     history: dict[str, Any],
+    notes: list[str],
 ) -> dict[str, Any]:
     """Train to the end; returns what has happened."""
     folder, per_epoch = config.output / CHECKPOINTS, trainer.steps_per_epoch
@@ -217,6 +221,7 @@ def _train(
                     row |= probe.measure(trainer.features())
             if monitor:
                 monitor.log(trainer.epoch * per_epoch, row)
+                _warn_of_collapse(row, notes)
             save()
             if interrupted(True):
                 accelerator.wait_for_everyone()
@@ -242,3 +247,11 @@ def _require(fine: bool, config: PretrainConfig, epoch: int) -> None:
             f"training diverged: the loss or the weights of epoch {epoch + 1} are not finite",
             f"Lower --learning-rate. The last checkpoint is untouched ({config.output / CHECKPOINTS}).",
         )
+
+
+def _warn_of_collapse(row: dict[str, float], notes: list[str]) -> None:
+    """Views that all lie on one point tell no picture from another; say so once."""
+    said = "all views have collapsed onto one point, from which no training comes back: lower --learning-rate"
+    if row["alignment"] > COLLAPSED and said not in notes:
+        notes.append(said)
+        console.print(f"[yellow]warning:[/] {said}")

@@ -188,7 +188,7 @@ class Trainer:
         rate = learning_rate(
             done + 1,
             steps=self.config.epochs * self.steps_per_epoch,
-            warmup=round(self.config.warmup * self.steps_per_epoch),
+            warmup=self.config.warmup_steps(self.steps_per_epoch),
             peak=self.config.learning_rate,
         )
         for group in self.optimiser.param_groups:
