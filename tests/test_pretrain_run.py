@@ -1,6 +1,10 @@
 """`lorica pretrain` from the command line: every method, what it leaves, what it refuses, and how it goes on."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -353,3 +357,15 @@ def test_views_that_collapse_onto_one_point_are_called_so(pictures, tmp_path, mo
     monkeypatch.setattr(home, "COLLAPSED", -1.0)
     record = run(tiny_config(data=pictures, output=tmp_path / "run"))
     assert sum("collapsed onto one point" in note for note in record["notes"]) == 1
+
+
+@pytest.mark.parametrize("number", [1, -2, 3])
+def test_a_killed_run_ends_in_the_same_bits(pictures, tmp_path, number):
+    settings = {"data": pictures, "method": "acl", "checkpoint_every": 1}
+    whole = run(tiny_config(output=tmp_path / "whole", **settings))
+    script = Path(__file__).with_name("killed_pretraining.py")
+    command = [sys.executable, str(script), str(pictures), str(tmp_path / "killed"), str(number)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    again = run(tiny_config(output=tmp_path / "killed", resume=True, **settings))
+    assert again["encoder_sha256"] == whole["encoder_sha256"]

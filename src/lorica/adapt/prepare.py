@@ -25,6 +25,7 @@ from lorica.data.split import Split, make_split
 from lorica.diffusion import Encoded, LatentDiffusion, add_lora, encode
 from lorica.diffusion.model import pick_device
 from lorica.errors import LoricaError
+from lorica.processes import processes
 from lorica.seeds import stable_seed
 
 
@@ -63,7 +64,7 @@ def connect(config: AdaptConfig) -> Accelerator:
         torch.cuda.set_device(device)
     # Precision is handled in `Step`: accelerate's is a setting of the whole interpreter, so that a second run of
     # another precision could not follow.
-    return Accelerator(mixed_precision="no", cpu=device.type == "cpu")
+    return processes(device)
 
 
 def choose_split(config: AdaptConfig) -> Split:

@@ -32,6 +32,7 @@ from lorica.finetune.methods import METHODS, Method
 from lorica.finetune.trainer import CHECKPOINTS, RESUME, Trainer
 from lorica.interrupt import interruptible
 from lorica.monitor import METRICS_FILE, Monitor
+from lorica.processes import processes
 from lorica.progress import console
 from lorica.vision import Classifier, load_classifier, require_logits
 from lorica.vision.export import require_onnx
@@ -67,7 +68,7 @@ def run(config: FinetuneConfig, parts: Mapping[str, LabelledSet] | None = None) 
         KeyboardInterrupt: after Ctrl-C, once the state is saved.
     """
     device = pick_device(config.device)
-    accelerator = Accelerator(mixed_precision="no", cpu=device.type == "cpu")
+    accelerator = processes(device)
     main = accelerator.is_main_process
     if main:
         _check_output(config)

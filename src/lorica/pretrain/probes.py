@@ -121,9 +121,7 @@ def fit_linear(features: Tensor, labels: Tensor, classes: int) -> Linear:
     weight, bias = np.zeros((classes, known.shape[1])), np.full(classes, _UNKNOWN)
     seen = fitted.classes_
     bias[seen] = 0.0
-    taught = (
-        seen if len(seen) > 2 else seen[1:]
-    )  # of two classes scikit-learn keeps the second's logit over the first's
+    taught = seen if len(seen) > 2 else seen[1:]  # of two classes there is only the second's logit over the first's
     weight[taught], bias[taught] = fitted.coef_, fitted.intercept_
     return Linear(*(torch.from_numpy(part).to(features) for part in (weight, bias, mean, std)))
 

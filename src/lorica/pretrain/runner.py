@@ -27,6 +27,7 @@ from lorica.pretrain.deliver import ENCODER, VIEWS_FILE, deliver
 from lorica.pretrain.plus_plus import FOLDER as PLUS_PLUS
 from lorica.pretrain.probes import Probe
 from lorica.pretrain.trainer import CHECKPOINTS, RESUME, Trainer, method_of
+from lorica.processes import processes
 from lorica.progress import console
 from lorica.robustness.pgd import crafting
 from lorica.vision import Classifier, load_classifier
@@ -62,7 +63,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     device = pick_device(config.device)
     if config.plus_plus is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise LoricaError("--plus-plus runs in a single process", "Give it to a second call, with --resume.")
-    accelerator = Accelerator(mixed_precision="no", cpu=device.type == "cpu")
+    accelerator = processes(device)
     main = accelerator.is_main_process
     if main:
         _check_output(config)
