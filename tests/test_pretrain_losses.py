@@ -178,3 +178,24 @@ def test_the_learning_rate_rises_in_a_line_and_falls_in_a_cosine():
     assert learning_rate(1, steps=3, warmup=0, peak=1.0) < 1.0
     rates = [learning_rate(k, **settings) for k in range(10, 1001)]
     assert all(later < earlier for earlier, later in pairwise(rates))
+
+
+def test_the_optimiser_scales_each_parameter_by_its_norm_and_takes_the_whole_rate_from_zero():
+    """LARS as in the authors' code, over two steps: eta |w| / (|g| + wd |w|), or 1 where either norm is 0."""
+    from pretrain_runs import random_pictures, tiny_config, tiny_trainer
+
+    trainer = tiny_trainer(tiny_config(weight_decay=0.01, momentum=0.5, learning_rate=2.0), random_pictures(4))
+    parameters = [p for p in trainer.method.parameters() if p.requires_grad]
+    assert any(float(p.detach().norm()) == 0 for p in parameters)  # biases of batch norms
+    expected, momentum = [p.detach().clone() for p in parameters], [torch.zeros_like(p) for p in parameters]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        for p, w, v in zip(parameters, expected, momentum, strict=True):
+            p.grad = torch.randn(p.shape, generator=generator)
+            size, slope = w.norm(), p.grad.norm()
+            ratio = 0.001 * size / (slope + 0.01 * size) if size > 0 else 1.0
+            v.mul_(0.5).add_(ratio * (p.grad + 0.01 * w))
+            w.sub_(2.0 * v)
+        trainer.optimiser.step()
+    for p, w in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(p.detach(), w, rtol=1e-4, atol=1e-6)
