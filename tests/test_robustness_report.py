@@ -272,6 +272,23 @@ def test_raw_weights_that_were_kept_are_marked_on_the_raw_curve(run: RobustnessR
     assert stars == [run.metrics[6]["val_natural"], run.metrics[6]["val_robust"]]
 
 
+def test_loss_terms_are_drawn_before_their_weights_and_the_kl_apart(run: RobustnessRun) -> None:
+    figure = training.losses(run, looks([run])[0])
+    assert figure is not None
+    lines = {trace.name: trace for trace in figure.data}
+    for key, name, axis in (
+        ("natural", "natural cross-entropy", "y"),
+        ("adversarial", "adversarial cross-entropy", "y"),
+        ("kl", "KL(natural ‖ adversarial)", "y2"),
+    ):
+        assert list(lines[name].y) == [row[key] for row in run.metrics]
+        assert lines[name].yaxis == axis
+    alone = replace(run, metrics=[{"epoch": 1, "adversarial": 2.0}, {"epoch": 2, "adversarial": 1.0}])
+    figure = training.losses(alone, looks([alone])[0])
+    assert figure is not None and [trace.name for trace in figure.data] == ["adversarial cross-entropy"]
+    assert training.losses(replace(run, metrics=[{"epoch": 1, "val_robust": 0.5}]), looks([run])[0]) is None
+
+
 def test_schedules_show_the_weights_the_learning_rate_and_the_returns(run: RobustnessRun) -> None:
     figure = training.schedules([run], looks([run]))
     assert figure is not None

@@ -129,6 +129,7 @@ def _plots(runs: Sequence[RobustnessRun], styles: Sequence[Look]) -> dict[str, A
             counts = run.at(radius).get("confusion")
             drawn[f"confusion/{index}/{radius}"] = figures.confusion(counts, run.classes)
         drawn[f"learning/{index}"] = training.learning(run, look)
+        drawn[f"losses/{index}"] = training.losses(run, look)
         drawn[f"layers/{index}"] = training.layers(run)
     drawn["schedules"] = training.schedules(runs, styles)
     drawn["similarity"] = training.similarity(runs, styles)

@@ -22,6 +22,13 @@ _WEIGHTS = {
 }
 
 
+_TERMS = {
+    "natural": ("natural cross-entropy", "solid", 1),
+    "adversarial": ("adversarial cross-entropy", "dash", 1),
+    "kl": ("KL(natural ‖ adversarial)", "dot", 2),
+}
+
+
 def learning(run: RobustnessRun, look: Look) -> go.Figure | None:
     """Natural and robust accuracy of a model: in training, on the validation set, there with averaged weights too."""
     if not _any(run, "val_natural", "val_robust", *_IN_TRAINING.values()):
@@ -51,6 +58,19 @@ def learning_of_all(runs: Sequence[RobustnessRun], styles: Sequence[Look]) -> go
             _kept(figure, run, kind, row, look, shown=False)
             figure.update_yaxes(title=titled(title), row=row, col=1)
     return _epochs(figure, rows=2, percent=True) if figure.data else None
+
+
+def losses(run: RobustnessRun, look: Look) -> go.Figure | None:
+    """The terms that training minimises, before their weights: cross-entropies, and the KL below them."""
+    if not _any(run, *_TERMS):
+        return None
+    figure = _rows(2 if _any(run, "kl") else 1)
+    for key, (name, dash, row) in _TERMS.items():
+        line = {"color": look.light, "width": 2, "dash": dash}
+        _line(figure, run, key, row, name=name, line=line, template="%{y:.4f}")
+    for row, title in ((1, "Cross-entropy"), (2, "KL")) if _any(run, "kl") else ((1, "Cross-entropy"),):
+        figure.update_yaxes(title=titled(title), row=row, col=1)
+    return _epochs(figure, rows=2 if _any(run, "kl") else 1)
 
 
 def schedules(runs: Sequence[RobustnessRun], styles: Sequence[Look]) -> go.Figure | None:
