@@ -211,7 +211,8 @@ def metrics(model: Model, *, epochs: int = 60) -> list[Json]:
         first, kl = loss_weights(trained) if automatic else (1.0, 6.0)
         row = {"step": 40 * epoch, "epoch": epoch, "learning_rate": rate, "weight_natural": first, "weight_kl": kl}
         row |= {"weight_adversarial": 1 - first, "natural_accuracy": trained} if automatic else {}
-        row |= {"loss": 2.2 - 1.2 * t, "natural": 1.2 - t, "adversarial": 1.9 - t, "kl": 0.2, "natural_correct": trained,
+        row |= {"loss": 2.2 - 1.2 * t, "natural": 1.2 - t, "adversarial": 1.9 - t, "kl": 0.2,
+                "natural_correct": trained,
                 "adversarial_correct": model.robust * learned + 0.25 * t}  # fmt: skip
         row |= {"similarity": -0.15 + 0.3 * t + rng.normal(0, 0.02) + 0.3 * automatic}
         row |= {f"layer/backbone.layer{1 + i // 5}.{i % 5}.weight": float(np.tanh(0.8 - i / 8 + 0.5 * t))
