@@ -420,3 +420,10 @@ def test_a_browser_draws_every_plot_and_runs_no_name(runs: list[PretrainingRun],
     assert root is not None
     assert dict(re.findall(r'data-(\w+)="([^"]*)"', root[0])) == {"switched": "true", "empty": "0"}
     assert document.count('class="main-svg"') >= document.count('data-figure="') == 7
+
+
+def test_the_sheet_says_how_much_the_difference_is_magnified_where_that_is_known(
+    run: PretrainingRun, tmp_path: Path
+) -> None:
+    known = written([replace(run, record=run.record | {"magnified": 10})], tmp_path)
+    assert "view i, attacked difference, 10-fold" in known.text

@@ -137,7 +137,11 @@ def _sheet(run: PretrainingRun, file: Path) -> Sheet:
         picture = load_rgb(file)
     except LoricaError as error:
         raise LoricaError(f"{file.name} of {run.label}: {error.problem}", "Repair it or take it away.") from error
-    columns = _columns(picture, run.adversarial)
+    factor = run.record.get("magnified")
+    columns = [
+        f"difference, {factor}-fold" if name == COLUMNS[-1] and isinstance(factor, int) else name
+        for name in _columns(picture, run.adversarial)
+    ]
     picture.thumbnail((_SHEET_SIDE, _SHEET_SIDE))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
