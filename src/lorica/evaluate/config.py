@@ -66,6 +66,13 @@ class EvaluateConfig(Config):
         description="part that the model was trained on (train): also measure how well its pictures are told from the "
         "evaluated ones by the model's answers",
     )
+    shadows: int = Field(
+        0,
+        ge=0,
+        multiple_of=2,
+        description="with --members: repeat the model's training so many times on random halves of members and "
+        "evaluated pictures, for the attacks lira and rmia; 4 or more tell something",
+    )
     membership_pictures: int = Field(500, ge=2, description="of each side at most")
 
     examples: int = Field(8, ge=0, description="adversarial pictures to save for people to look at. Private!")
@@ -109,6 +116,8 @@ class EvaluateConfig(Config):
         _ = self.threats
         if self.corruptions_folder is not None and not self.corruptions:
             raise LoricaError("--corruptions-folder without --corruptions", "Add --corruptions all.")
+        if self.shadows and self.members is None:
+            raise LoricaError("--shadows without --members", "Add --members train.")
         return self
 
     @property

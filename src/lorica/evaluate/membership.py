@@ -10,13 +10,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import logsumexp
+from scipy.special import expit, logsumexp
 from scipy.stats import norm
 from torch import Tensor
 
 from lorica.audit.score import MembershipScores, clopper_pearson
+from lorica.data.labelled import LabelledSet
 from lorica.data.subsets import balanced
 from lorica.evaluate.config import EvaluateConfig
+from lorica.evaluate.shadow_classifiers import Shadows, joined, recipe_file, shadow_answers
 from lorica.evaluate.subject import Subject
 from lorica.robustness.attacked import Counted, as_floats, predict
 from lorica.robustness.pgd import cross_entropy, pgd
@@ -33,6 +35,11 @@ _ATTACKS = {
     "loss": "cross-entropy of the natural picture",
     "adversarial-loss": "cross-entropy of its adversarial picture (arXiv 1905.10291, section 4.1)",
 }
+_WITH_SHADOWS = {
+    "lira": "likelihood ratio of its scaled confidence among shadow classifiers (arXiv 2112.03570)",
+    "rmia": "its confidence against that of other pictures, each relative to shadow classifiers (arXiv 2312.03262)",
+}
+_RMIA_OFFLINE = 0.3  # a, as its authors choose it for CIFAR-10
 
 
 # ----- on arrays ----------------------------------------------------------------------------------------------------
@@ -150,8 +157,32 @@ def _gaussian(values: Floats, own_deviation: int, kind: str) -> tuple[Floats, Fl
 
 
 # ----- on a model ---------------------------------------------------------------------------------------------------
-def membership(model: Counted, subject: Subject, config: EvaluateConfig) -> dict[str, Any]:
-    """Audit a classifier with the attacks that need no shadows.
+def shadows_of(subject: Subject, config: EvaluateConfig) -> Shadows | None:
+    """Answers of shadow classifiers to the pictures that `membership` asks about; None where none are asked for.
+
+    Raises:
+        LoricaError: the training of the model is not known.
+    """
+    if not config.shadows or subject.members is None:
+        return None
+    asked = joined(*_sides(subject, config))
+    return shadow_answers(recipe_file(subject.run), subject.members, subject.pictures, asked, config)
+
+
+def _sides(subject: Subject, config: EvaluateConfig) -> tuple[LabelledSet, LabelledSet]:
+    """As many members as other pictures."""
+    assert subject.members is not None
+    count = min(config.membership_pictures, len(subject.members), len(subject.pictures))
+    members, others = (
+        data.take(balanced(data.labels, count, config.seed)) for data in (subject.members, subject.pictures)
+    )
+    return members, others
+
+
+def membership(
+    model: Counted, subject: Subject, config: EvaluateConfig, shadows: Shadows | None = None
+) -> dict[str, Any]:
+    """Audit a classifier: without shadows by its losses, with them by `lira` and `rmia` on logits, too.
 
     As many members as evaluated pictures, at most `config.membership_pictures`, drawn evenly from the classes. The
     adversarial pictures are PGD's at the largest radius, from a random start, whatever the model says to the natural
@@ -161,27 +192,26 @@ def membership(model: Counted, subject: Subject, config: EvaluateConfig) -> dict
         model: in `model.attacked()`.
         subject: with members and the evaluated pictures, which are the non-members.
         config: of the evaluation.
+        shadows: what `shadows_of` gave.
 
     Returns:
-        {"members", "nonmembers", "eps", "attacks": {name: {"signal", "auc", "tpr", "asr", "leaks"}}, "leaks",
-        "worst_attack"}. An attack is held to find a leak where the interval of its AUC, by Bonferroni's rule over the
-        attacks, excludes 0.5. ASR: threshold from one half of the pictures, success on the other, and vice versa.
+        {"members", "nonmembers", "part", "eps", "shadows", "attacks": {name: {"signal", "auc", "tpr", "asr",
+        "leaks"}}, "leaks", "worst_attack"}. An attack is held to find a leak where the interval of its AUC, by
+        Bonferroni's rule over the attacks, excludes 0.5. ASR: threshold from one half of the pictures, success on the
+        other, and vice versa.
     """
-    assert subject.members is not None
-    threat = config.threats[-1]
-    count = min(config.membership_pictures, len(subject.members), len(subject.pictures))
-    signals = []
-    for data, labels in (
-        (subject.members, subject.outputs[subject.members.labels]),
-        (subject.pictures, subject.labels),
-    ):
-        rows = torch.tensor(balanced(labels, count, config.seed))
-        signals.append(_signals(model, data.pixels[rows], labels[rows], threat, config))
-    strict = 1 - (1 - config.level) / len(_ATTACKS)
+    threat, sides = config.threats[-1], _sides(subject, config)
+    count = len(sides[0])
+    found = [_signals(model, side.pixels, subject.outputs[side.labels], threat, config) for side in sides]
+    signals = {name: (found[0][name], found[1][name]) for name in _ATTACKS}
+    if shadows is not None:
+        signals |= _against(shadows, model, subject, sides, config)
+    strict = 1 - (1 - config.level) / len(signals)
     entries = {}
-    for name, signal in _ATTACKS.items():
-        scores = MembershipScores(*(side[name] for side in signals))
+    for name, (members, others) in signals.items():
+        scores = MembershipScores(members, others)
         low, high = scores.interval("auc", level=strict)
+        signal = (_ATTACKS | _WITH_SHADOWS)[name]
         entries[name] = {"signal": signal, **_measured(scores, config.level), "leaks": not low <= 0.5 <= high}
     worst = max(entries, key=lambda name: abs(entries[name]["auc"]["value"] - 0.5))
     return {
@@ -189,10 +219,28 @@ def membership(model: Counted, subject: Subject, config: EvaluateConfig) -> dict
         "nonmembers": count,
         "part": config.members,
         "eps": threat.eps,
+        "shadows": 0 if shadows is None else len(shadows.logits),
         "attacks": entries,
         "leaks": any(entry["leaks"] for entry in entries.values()),
         "worst_attack": worst,
     }
+
+
+def _against(
+    shadows: Shadows, model: Counted, subject: Subject, sides: tuple[LabelledSet, LabelledSet], config: EvaluateConfig
+) -> dict[str, tuple[Floats, Floats]]:
+    members, asked = sides[0], joined(*sides)
+    labels = asked.labels.numpy()
+    own = predict(model, asked.pixels, batch_size=config.batch_size).double().numpy()[:, subject.outputs.numpy()]
+    phi, among = scaled_confidence(own, labels), scaled_confidence(shadows.logits, labels)
+    # A picture that was a validation picture wherever it was drawn has no shadow that was trained on it.
+    online = bool(shadows.inside.any(axis=0).all())
+    population = np.arange(len(members), len(asked))
+    scores = {
+        "lira": lira(phi, among, shadows.inside, form="online" if online else "offline"),
+        "rmia": rmia(expit(phi), expit(among), shadows.inside, population, offline=None if online else _RMIA_OFFLINE),
+    }
+    return {name: (values[: len(members)], values[len(members) :]) for name, values in scores.items()}
 
 
 def _signals(

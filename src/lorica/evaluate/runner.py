@@ -44,7 +44,9 @@ from lorica.evaluate.corrupted import FOLDER as CORRUPTED
 from lorica.evaluate.corrupted import Corruptions, corruptions_of
 from lorica.evaluate.examples import FOLDER as EXAMPLES
 from lorica.evaluate.examples import write_examples
-from lorica.evaluate.membership import membership
+from lorica.evaluate.membership import membership, shadows_of
+from lorica.evaluate.shadow_classifiers import FOLDER as SHADOWS
+from lorica.evaluate.shadow_classifiers import recipe_file
 from lorica.evaluate.subject import Subject, subject_of
 from lorica.evaluate.verdict import judge
 from lorica.robustness.accuracy import per_class, rate
@@ -76,6 +78,8 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     original()
     device = pick_device(config.device)
     subject = subject_of(config)
+    if config.shadows and subject.members is not None:
+        recipe_file(subject.run)
     corrupted = corruptions_of(config, subject)
     with sole_writer(config.folder), _interruptible(), exactly(config.precision):
         _make_room(config, subject)
@@ -106,7 +110,7 @@ def _make_room(config: EvaluateConfig, subject: Subject) -> None:
             f"{config.folder} holds the evaluation of another model ({earlier.get('name')})",
             "Give another --output, or --overwrite to replace it.",
         )
-    for name in (ATTACKS, CORRUPTED, EXAMPLES):
+    for name in (ATTACKS, CORRUPTED, EXAMPLES, SHADOWS):
         shutil.rmtree(config.folder / name, ignore_errors=True)
     file.unlink()
 
@@ -114,6 +118,7 @@ def _make_room(config: EvaluateConfig, subject: Subject) -> None:
 def _evaluated(config: EvaluateConfig, subject: Subject, corrupted: Corruptions | None) -> dict[str, Any]:
     model, began = Counted(subject.model), perf_counter()
     pixels, labels, classes = subject.pictures.pixels, subject.labels, subject.classes
+    shadows = shadows_of(subject, config)
     with model.attacked():
         logits = predict(model, pixels, batch_size=config.batch_size)
         _require_finite(logits)
@@ -125,7 +130,7 @@ def _evaluated(config: EvaluateConfig, subject: Subject, corrupted: Corruptions 
             attacked.append(attack_at(threat, model, subject, config, logits, attacked[-1] if attacked else None))
             flags += [(str(threat), flag) for flag in attacked[-1].flags]
         corruptions = None if corrupted is None else corrupted.table(model)
-        members = None if subject.members is None else membership(model, subject, config)
+        members = None if subject.members is None else membership(model, subject, config, shadows)
         said = logits.argmax(dim=1)
         examples = write_examples(model, subject, attacked[-1], said, config)
     right = said == labels

@@ -37,6 +37,7 @@ class Subject:
         about: the model, for the record: with "sha256".
         data: the pictures, for the record: with "sha256".
         notes: what a reader should know of either.
+        run: folder of the training that made the model, if it is known.
     """
 
     model: Classifier
@@ -48,6 +49,7 @@ class Subject:
     about: dict[str, Any]
     data: dict[str, Any]
     notes: list[str]
+    run: Path | None = None
 
 
 def subject_of(config: EvaluateConfig) -> Subject:
@@ -83,7 +85,8 @@ def subject_of(config: EvaluateConfig) -> Subject:
     }
     classes = model.classes if set(pictures.classes) <= set(model.classes) else pictures.classes
     about = _about(model, place, run)
-    return Subject(model, pictures, outputs[pictures.labels], members, classes, outputs, about, data, notes)
+    labels = outputs[pictures.labels]
+    return Subject(model, pictures, labels, members, classes, outputs, about, data, notes, run)
 
 
 def _places(name: str) -> tuple[str, Path | None]:
