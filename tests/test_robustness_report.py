@@ -616,3 +616,12 @@ def test_a_browser_draws_the_plots_and_runs_no_name(runs: list[RobustnessRun], t
     stars = 2
     assert found == {"switched": "true", "lines": str(6 + stars), "empty": "0", "printed": str(110 + 24 * 10)}
     assert document.count('class="main-svg"') >= document.count('data-figure="') == 8
+
+
+def test_an_attacker_without_shadows_is_named_only_where_there_were_none(run: RobustnessRun) -> None:
+    def said(shadows: int) -> bool:
+        membership = run.part("membership") | {"shadows": shadows}
+        other = replace(run, evaluation=run.evaluation | {"membership": membership})
+        return any("without shadow models" in text for text in words.untested([other]))
+
+    assert said(0) and not said(4)

@@ -171,7 +171,7 @@ def _untested(runs: Sequence[RobustnessRun]) -> Iterator[str]:
                 "so, not with published numbers on the official files."
             )
     yield from _missing(runs, "membership", "Whether training pictures leak was not measured")
-    if any(run.part("membership") for run in runs):
+    if any(run.part("membership") and not run.part("membership").get("shadows") for run in runs):
         yield (
             "Membership was tried by attackers without shadow models. Those who train some (LiRA, RMIA) usually find "
             "more."
