@@ -372,3 +372,14 @@ def test_counts_of_batches_may_be_missing_from_a_route_and_nothing_else():
     with pytest.raises(LoricaError, match=r"layer4\.1\.bn2\.bias"):
         load_route(adversarial, "natural", norms)
     assert all(torch.equal(value, before[key]) for key, value in adversarial.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["model", "encoder"])
+def test_the_folder_of_a_run_stands_for_the_model_in_it(tmp_path, name):
+    encoder, _ = load_classifier(ModelConfig(name="cifar_resnet20", pretrained=False, arguments={"width": 4}))
+    export_folder(encoder, tmp_path / "run" / name, card="")
+    again, _ = load_classifier(ModelConfig(name=str(tmp_path / "run")))
+    pixels = torch.rand(1, 3, 32, 32)
+    assert torch.equal(again(pixels), encoder(pixels))
+    with pytest.raises(LoricaError, match="description of the model not found"):
+        load_classifier(ModelConfig(name=str(tmp_path)))

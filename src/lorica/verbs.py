@@ -73,7 +73,7 @@ def _pretrain(config: Any) -> None:
         output = escape(str(config.output))
         console.print(
             f"Done: {output}/encoder holds the encoder, learned from {result['pictures']} pictures.\n"
-            f"Next: lorica evaluate {output}/encoder --data LABELLED --protocol slf,alf,aff"
+            f"Next: lorica evaluate {output} --data LABELLED --protocol slf,alf,aff"
         )
         _pretraining_page([config.output], config.output / "report.html")
 

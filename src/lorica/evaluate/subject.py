@@ -18,9 +18,7 @@ from lorica.data.subsets import balanced
 from lorica.errors import LoricaError
 from lorica.evaluate.config import EvaluateConfig
 from lorica.vision import Classifier, load_classifier
-from lorica.vision.loading import DESCRIPTION_FILE
-
-_MODEL = "model"  # folder of the exported model in that of a run
+from lorica.vision.loading import model_folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +92,7 @@ def _places(name: str) -> tuple[str, Path | None]:
     folder = Path(name)
     if not folder.is_dir():
         return name, None
-    if not (folder / DESCRIPTION_FILE).is_file() and (folder / _MODEL / DESCRIPTION_FILE).is_file():
-        folder = folder / _MODEL
+    folder = model_folder(folder)
     runs = [place for place in (folder, folder.absolute().parent) if (place / RUN_FILE).is_file()]
     return str(folder), next(iter(runs), None)
 

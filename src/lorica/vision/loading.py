@@ -29,7 +29,7 @@ class ModelConfig(Config):
     name: str = Field(
         "resnet18",
         description="timm architecture (cifar_resnet18 and its family for pictures of 32 pixels are ours), hub id "
-        "(owner/name), or folder with config.json and model.safetensors",
+        "(owner/name), or folder with config.json and model.safetensors, or of a run that made one",
         json_schema_extra={"flag": "--model"},
     )
     checkpoint: Path | None = Field(
@@ -64,8 +64,10 @@ def load_classifier(config: ModelConfig, classes: Sequence[str] | None = None) -
     Raises:
         LoricaError: no such architecture, weights that are absent, unreadable, pickled or do not fit.
     """
-    folder = Path(config.name)
+    folder = model_folder(Path(config.name))
     local = folder.is_dir()
+    if local:
+        config = config.model_copy(update={"name": str(folder)})
     if not local and config.name.endswith((".safetensors", ".pt", ".pth", ".th")):
         raise LoricaError(
             f"{config.name} is a weights file, which does not say what network it is of",
@@ -101,6 +103,12 @@ def load_classifier(config: ModelConfig, classes: Sequence[str] | None = None) -
     classifier = _wrapped(backbone, config, known, named)
     classifier.natural_norms = natural
     return _with_head(classifier, classes, notes)
+
+
+def model_folder(folder: Path) -> Path:
+    """Where the model lies in the folder of a run (its model/ or encoder/); any other folder itself."""
+    places = (folder, *(folder / name for name in ("model", "encoder")))
+    return next((place for place in places if (place / DESCRIPTION_FILE).is_file()), folder)
 
 
 def _check_description(folder: Path) -> None:
