@@ -69,7 +69,7 @@ def test_the_summary_tells_what_was_learned_how_good_it_looks_and_where_to_go_ne
         "most 36.0% under PGD."
     ) in one.text
     assert "Early signs, not robust accuracy." in one.text and "these are upper bounds" in one.text
-    assert "lorica evaluate RUN/encoder --data LABELLED --protocol slf,alf,aff" in one.text
+    assert "lorica evaluate RUN --data LABELLED --protocol slf,alf,aff" in one.text
     assert (
         "cifar_resnet18 by DynACL + SIR + AIR, against attacks within L-inf 8/255, from 50,000 pictures of 32 × 32 "
         "pixels, in 100 epochs."

@@ -490,3 +490,9 @@ def test_results_lie_beside_the_encoder() -> None:
     assert folder("owner/name") == Path("runs/protocols")
     here = Path(__file__).parent
     assert folder(here) == here / "protocols"
+
+
+def test_the_page_of_all_protocols_can_be_built_again_from_their_folder(pretrained: Path, tmp_path: Path) -> None:
+    assert call("report", pretrained / "protocols", "--output", tmp_path / "page.html") == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "SLF" in page and "ALF" in page

@@ -139,20 +139,28 @@ def _generate(config: Any) -> None:
 
 def _report(config: Any) -> None:
     """One page about results of one kind, which the first decides."""
-    kinds = [_kind(folder) for folder in config.results]
+    results = [folder for given in config.results for folder in _protocol_runs(given) or [given]]
+    kinds = [_kind(folder) for folder in results]
     if len(set(kinds)) > 1:
-        other = config.results[next(i for i, kind in enumerate(kinds) if kind != kinds[0])]
+        other = results[next(i for i, kind in enumerate(kinds) if kind != kinds[0])]
         raise LoricaError(
-            f"{other} holds {_kind(other)}, and {config.results[0]} holds {kinds[0]}",
+            f"{other} holds {_kind(other)}, and {results[0]} holds {kinds[0]}",
             "One page is about one kind of result: report them apart.",
         )
     if kinds[0] == ROBUSTNESS:
-        folders = [_evaluation(folder) or folder for folder in config.results]
+        folders = [_evaluation(folder) or folder for folder in results]
         _robustness_page(folders, config.output, config.title)
     elif kinds[0] == PRETRAINING:
-        _pretraining_page(config.results, config.output, config.title)
+        _pretraining_page(results, config.output, config.title)
     else:
-        _membership_page(config.results, config.output, config.title)
+        _membership_page(results, config.output, config.title)
+
+
+def _protocol_runs(folder: Path) -> list[Path]:
+    """The runs of an encoder's protocols, if the folder is theirs."""
+    if not (folder / "protocols.json").is_file():
+        return []
+    return [folder / name for name in ("slf", "alf", "aff") if _evaluation(folder / name) is not None]
 
 
 def _kind(folder: Path) -> str:
