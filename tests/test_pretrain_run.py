@@ -279,6 +279,7 @@ def test_plus_plus_trains_on_clusters_and_delivers_an_encoder_without_a_head(tmp
     pixels = torch.rand(2, 3, SIDE, SIDE)
     assert after(pixels).shape == before(pixels).shape == (2, 16)
     assert not torch.allclose(after(pixels), before(pixels))
+    assert "DynACL++ on `2` clusters" in (tmp_path / "run" / "encoder" / "README.md").read_text()
 
 
 def test_plus_plus_can_be_added_to_a_run_that_was_stopped_before_it(tmp_path, monkeypatch):

@@ -84,6 +84,8 @@ def _pretraining(facts: Facts) -> Iterator[tuple[str, str]]:
     yield "Architecture", _named(facts.get("architecture"))
     yield "Method", _text(facts.get("method"))
     yield "Invariance", f"{_text(facts.get('invariance'))}, form {_text(facts.get('form'))}"
+    if isinstance(facts.get("plus_plus"), Mapping):
+        yield "Afterwards", f"DynACL++ on {_text(facts['plus_plus'].get('clusters'))} clusters"
     yield "Threat model", _text(facts.get("threat"))
     yield "Batch norms", f"{_text(facts.get('route'))} route"
     yield "Data", f"{_named(facts.get('data'), last=True)}, {_text(facts.get('pictures'))} pictures"
