@@ -1,8 +1,9 @@
-"""Some of the labelled pictures: as evenly from all classes as can be, or a share of each class."""
+"""Some of the labelled pictures: evenly from all classes, a share of each, or as many of each as another set has."""
 
 from dataclasses import replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from lorica.data.label_split import LabelledSplit
@@ -58,3 +59,30 @@ def keep_labels(split: LabelledSplit, share: float, seed: int) -> LabelledSplit:
         f"by chance (seed {seed}); the others are not trained on."
     )
     return replace(split, train=few, notes=(*split.notes, note))
+
+
+def matched(first: Tensor, second: Tensor, count: int, seed: int) -> tuple[list[int], list[int]]:
+    """As many rows of two sets of labels, with the same number of each class: what differs is then not the classes.
+
+    Args:
+        first: (N,) int64.
+        second: (M,) int64, of the same classes.
+        count: rows of each at most; fewer where a class is rarer in one of the sets than in the other. They are drawn
+            as evenly from the classes as that allows.
+        seed: of the choice.
+
+    Returns:
+        Rows of the first and of the second, each in order.
+    """
+    common = {
+        label: min(int((first == label).sum()), int((second == label).sum())) for label in second.unique().tolist()
+    }
+    chosen: list[list[int]] = [[], []]
+    wanted = torch.tensor([label for label, number in common.items() for _ in range(number)], dtype=torch.long)
+    wanted = wanted[balanced(wanted, count, seed)]
+    for side, labels in enumerate((first, second)):
+        for label, number in zip(*(values.tolist() for values in wanted.unique(return_counts=True)), strict=True):
+            rows = (labels == label).nonzero().flatten().numpy()
+            order = np.random.default_rng(stable_seed(seed, "matched", side, label)).permutation(len(rows))
+            chosen[side] += rows[order[:number]].tolist()
+    return sorted(chosen[0]), sorted(chosen[1])

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lorica.audit.score import MembershipScores, clopper_pearson
 from lorica.data.labelled import LabelledSet
-from lorica.data.subsets import balanced
+from lorica.data.subsets import matched
+from lorica.errors import LoricaError
 from lorica.evaluate.config import EvaluateConfig
 from lorica.evaluate.shadow_classifiers import Shadows, joined, recipe_file, shadow_answers
 from lorica.evaluate.subject import Subject
@@ -170,13 +171,15 @@ def shadows_of(subject: Subject, config: EvaluateConfig) -> Shadows | None:
 
 
 def _sides(subject: Subject, config: EvaluateConfig) -> tuple[LabelledSet, LabelledSet]:
-    """As many members as other pictures."""
+    """As many members as other pictures, of the same classes: easy classes would look like members otherwise."""
     assert subject.members is not None
-    count = min(config.membership_pictures, len(subject.members), len(subject.pictures))
-    members, others = (
-        data.take(balanced(data.labels, count, config.seed)) for data in (subject.members, subject.pictures)
-    )
-    return members, others
+    rows = matched(subject.members.labels, subject.pictures.labels, config.membership_pictures, config.seed)
+    if len(rows[0]) < 2:
+        raise LoricaError(
+            "members and evaluated pictures have less than two pictures of the same classes",
+            "Evaluate pictures of the classes that the model was trained on, or leave out --members.",
+        )
+    return subject.members.take(rows[0]), subject.pictures.take(rows[1])
 
 
 def membership(
@@ -184,7 +187,7 @@ def membership(
 ) -> dict[str, Any]:
     """Audit a classifier: without shadows by its losses, with them by `lira` and `rmia` on logits, too.
 
-    As many members as evaluated pictures, at most `config.membership_pictures`, drawn evenly from the classes. The
+    As many members as evaluated pictures, at most `config.membership_pictures`, and as many of each class. The
     adversarial pictures are PGD's at the largest radius, from a random start, whatever the model says to the natural
     ones.
 
