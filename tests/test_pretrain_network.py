@@ -12,7 +12,7 @@ from lorica.pretrain.methods import METHODS
 from lorica.pretrain.network import ADVERSARIAL, NATURAL, ContrastiveNetwork
 from lorica.robustness.folding import Folded
 from lorica.vision import load_classifier
-from lorica.vision.batch_norm import on_route, on_streams
+from lorica.vision.batch_norm import norm_tensors, on_route, on_streams
 from pretrain_runs import MODEL, SIDE
 
 
@@ -86,7 +86,7 @@ def test_the_delivered_encoder_computes_the_features_of_its_route(route):
     other = NATURAL if route == ADVERSARIAL else ADVERSARIAL
     assert not torch.allclose(delivered(pixels), trained.features(pixels, other))
     own = delivered.backbone.state_dict()
-    norms = trained.norms(route)
+    norms = norm_tensors(trained.encoder.backbone, route)
     assert norms and all(torch.equal(own[name], value) for name, value in norms.items())
     assert {name for name in own if "bn" in name} == set(norms)
 

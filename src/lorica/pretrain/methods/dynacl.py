@@ -64,7 +64,9 @@ class DynAcl(Method):
     @torch.no_grad()
     def after_step(self) -> None:
         """The momentum encoder follows; its batch-norm statistics come from its own passes."""
-        for own, followed in zip(self.key.parameters() if self.key else (), self.network.parameters(), strict=False):
+        if self.key is None:
+            return
+        for own, followed in zip(self.key.parameters(), self.network.parameters(), strict=True):
             own.lerp_(followed, 1 - self.options.momentum)
 
     def result(self) -> ContrastiveNetwork:
