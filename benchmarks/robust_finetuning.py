@@ -81,7 +81,8 @@ def _written(args: argparse.Namespace, name: str) -> Path:
 def _row(
     args: argparse.Namespace, name: str, pictures: Path, seed: int, label: str, changes: dict[str, Any]
 ) -> dict[str, Any]:
-    output = args.output / f"{name}_{args.epochs}" / f"{label.replace(' ', '_')}_{seed}"
+    backbone = "-".join(Path(args.backbone).resolve().parts[-2:]) if args.backbone else "resnet20"
+    output = args.output / f"{backbone}_{pictures.name}_{args.epochs}" / f"{label.replace(' ', '_')}_{seed}"
     model: dict[str, Any] = {
         "name": "cifar_resnet20",
         "checkpoint": args.data / "weights/cifar10_resnet/resnet20-12fca82f.th",

@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lorica.checkpoint import load_state
+from lorica.epochs import CHECKPOINTS, RESUME
 from lorica.finetune import FinetuneConfig, Method
 from lorica.finetune.schedule import Decision
-from lorica.finetune.trainer import CHECKPOINTS, RESUME, Trainer
+from lorica.finetune.trainer import Trainer
 from lorica.monitor import read_metrics
 
 RUN: Any = sys.modules["lorica.finetune.run"]  # the module; `lorica.finetune.run` is the function in it

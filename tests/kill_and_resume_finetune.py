@@ -20,8 +20,9 @@ import torch.utils.tensorboard  # noqa: F401  (so that no attempt spends its tim
 
 import lorica.vision.cifar_resnet  # noqa: F401  (likewise: timm)
 from lorica.checkpoint import load_state
+from lorica.epochs import CHECKPOINTS, RESUME
 from lorica.finetune import FinetuneConfig, run
-from lorica.finetune.trainer import CHECKPOINTS, RESUME, Trainer
+from lorica.finetune.trainer import Trainer
 from lorica.monitor import Monitor
 
 

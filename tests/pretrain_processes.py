@@ -30,7 +30,7 @@ def steps(method: str, options: dict[str, str]) -> dict[str, torch.Tensor]:
 
     rate, trainer._set_rate = trainer._set_rate, keep
     trainer.begin_epoch()
-    for pixels in trainer.pending():
+    for (pixels,) in trainer.pending():
         trainer.step(pixels.double())
     sums = {f"sum {name}": value for name, value in trainer.sums.items() if not name.startswith("alignment")}
     return gradients | trainer.method.state_dict() | sums

@@ -25,9 +25,10 @@ from finetune_runs import (
     state,
     write_pictures,
 )
+from lorica.epochs import CHECKPOINTS, RESUME
 from lorica.errors import LoricaError
 from lorica.finetune import run
-from lorica.finetune.trainer import CHECKPOINTS, RESUME, Trainer
+from lorica.finetune.trainer import Trainer
 from lorica.monitor import read_metrics
 from lorica.vision import ModelConfig, load_classifier
 

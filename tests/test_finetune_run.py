@@ -31,11 +31,12 @@ from lorica.config import load
 from lorica.data.batches import ordered
 from lorica.data.label_split import LabelledSplit
 from lorica.data.labelled import LabelledSet
+from lorica.epochs import CHECKPOINTS
 from lorica.errors import LoricaError
 from lorica.finetune import METHODS, AttackConfig, Diverged, FinetuneConfig, gradient_similarity, run
 from lorica.finetune.ema import Average
 from lorica.finetune.methods import AutoLora
-from lorica.finetune.trainer import BEST, CHECKPOINTS, LAYER, Trainer
+from lorica.finetune.trainer import BEST, LAYER, Trainer
 from lorica.monitor import read_metrics
 from lorica.robustness.pgd import crafting
 from lorica.vision import ModelConfig, load_classifier

@@ -138,7 +138,7 @@ def test_of_divided_folders_only_the_training_part_is_read(tmp_path):
 def test_crafted_views_stay_within_the_radius_and_raise_the_loss():
     trainer = tiny_trainer(tiny_config(method="acl", attack={"steps": 5}, batch_size=8))
     trainer.begin_epoch()
-    (pixels,) = trainer.pending()
+    ((pixels,),) = trainer.pending()
     natural = trainer.draw(pixels, 1)
     attacked = trainer.attack(natural, 1)
     for view, found in zip(natural, attacked, strict=True):
@@ -156,7 +156,7 @@ def test_crafting_leaves_weights_statistics_and_gradients_alone():
     trainer = tiny_trainer(tiny_config(method="acl"), random_pictures(4))
     trainer.begin_epoch()
     before = {name: value.clone() for name, value in trainer.method.state_dict().items()}
-    (pixels,) = trainer.pending()
+    ((pixels,),) = trainer.pending()
     trainer.attack(trainer.draw(pixels, 1), 1)
     assert all(torch.equal(before[name], value) for name, value in trainer.method.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in trainer.method.parameters())
@@ -166,7 +166,7 @@ def test_scl_alone_makes_one_pass_and_no_attack():
     trainer = tiny_trainer(tiny_config(method="scl", invariance="none"), random_pictures(4))
     trainer.attack = None  # type: ignore[assignment]
     trainer.begin_epoch()
-    (pixels,) = trainer.pending()
+    ((pixels,),) = trainer.pending()
     seen = []
     trainer.method.network.encoder.register_forward_hook(lambda module, given, made: seen.append(len(made)))
     trainer.step(pixels)

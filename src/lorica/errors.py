@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The exceptions that a user is meant to read."""
 
 
 class LoricaError(Exception):
@@ -13,3 +13,7 @@ class LoricaError(Exception):
         super().__init__(f"{problem}\n{remedy}" if remedy else problem)
         self.problem = problem
         self.remedy = remedy
+
+
+class Diverged(LoricaError):
+    """Training produced a number that is not finite; nothing of it was written."""

@@ -5,7 +5,8 @@ from lorica.adapt.defences import DEFENCES, Defence
 from lorica.adapt.gain import mi_gain
 from lorica.adapt.objectives import OBJECTIVES, Objective, mp_loss, smp_loss
 from lorica.adapt.proxy import Proxy, ProxyConfig
-from lorica.adapt.run import Diverged, run
+from lorica.adapt.run import run
+from lorica.errors import Diverged
 
 __all__ = [
     "DEFENCES", "OBJECTIVES", "AdaptConfig", "Defence", "Diverged", "Objective", "Proxy", "ProxyConfig", "SplitConfig",

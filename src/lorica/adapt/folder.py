@@ -12,18 +12,16 @@ from lorica.artefacts import (
     RUN_FILE,
     SHADOWS,
     SPLIT_FILE,
-    prepare_output,
     read_json,
-    sole_writer,
     write_text,
 )
-from lorica.config import differences, load
 from lorica.data.canaries import FOLDER as CANARIES
 from lorica.data.canaries import folder_of
 from lorica.data.split import Split
 from lorica.diffusion.lora import KOHYA_FILE, PEFT_FILE
 from lorica.errors import LoricaError
 from lorica.monitor import METRICS_FILE
+from lorica.resume import require_startable, settled
 
 RESUME_FILE = Path("checkpoints") / "resume.safetensors"
 # What a resumed run may change: how it is watched and how long it is; and where its inputs lie, as those are
@@ -42,20 +40,10 @@ def check_output(config: AdaptConfig) -> None:
         LoricaError: the folder holds a run and neither --resume nor --overwrite is given, cannot be written, holds a
             run of another configuration than the one to resume, or another process is at work in it.
     """
-    _refuse_both(config)
-    prepare_output(config.output, marker=CONFIG_FILE, resume=config.resume, overwrite=config.overwrite)
-    if config.output.is_dir():
-        with sole_writer(config.output):  # asked again when training begins; here so that nobody waits to hear no
-            pass
-    file = config.output / CONFIG_FILE
-    if not (config.resume and file.exists()):
-        return
     free = FREE_ON_RESUME.difference(*(DEFENCES[name].settles for name in config.defences))
-    if changed := differences(load(AdaptConfig, file=file), config, ignore=free):
-        raise LoricaError(
-            f"--resume with another configuration than the run in {config.output}: {', '.join(changed)}",
-            f"Take the values of {file} (--config {file}), or start a new run elsewhere.",
-        )
+    require_startable(config, config.output, resume=config.resume, overwrite=config.overwrite, free=free)
+    if not (config.resume and (config.output / CONFIG_FILE).exists()):
+        return
     done = completed_steps(config.output / RESUME_FILE)
     if done > config.steps:
         raise LoricaError(
@@ -87,16 +75,6 @@ def begin(config: AdaptConfig, split: Split) -> None:
     write_text(config.output / CONFIG_FILE, settled(config).to_yaml())
     if not (config.resume and (config.output / SPLIT_FILE).exists()):
         split.save(config.output / SPLIT_FILE)
-
-
-def settled(config: AdaptConfig) -> AdaptConfig:
-    """The configuration as kept: --config with it must neither resume nor overwrite by itself."""
-    return config.model_copy(update={"resume": False, "overwrite": False})
-
-
-def _refuse_both(config: AdaptConfig) -> None:
-    if config.resume and config.overwrite:
-        raise LoricaError("--resume and --overwrite contradict each other", "Give one of them.")
 
 
 def _clear(config: AdaptConfig) -> None:

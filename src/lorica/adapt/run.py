@@ -10,23 +10,20 @@ from accelerate import Accelerator
 from rich.markup import escape
 
 from lorica.adapt.config import AdaptConfig
-from lorica.adapt.folder import RESUME_FILE, begin, check_output, finished, settled
+from lorica.adapt.folder import RESUME_FILE, begin, check_output, finished
 from lorica.adapt.objectives import OBJECTIVES
 from lorica.adapt.prepare import Job, assemble, choose_canaries, choose_defences, choose_split, connect
 from lorica.adapt.state import completed_steps
 from lorica.adapt.step import DTYPES
 from lorica.artefacts import RUN_FILE, provenance, sole_writer, write_json
 from lorica.diffusion import LatentDiffusion, save_lora
-from lorica.errors import LoricaError
+from lorica.errors import Diverged, LoricaError
 from lorica.interrupt import interruptible
 from lorica.monitor import Monitor, read_metrics
 from lorica.progress import console
+from lorica.resume import settled
 
 LIVE = {"adaptation_loss": "loss {:.3f}", "gain": "G {:+.2f}", "val_gap": "gap {:+.4f}", "step_seconds": "{:.3f} s"}
-
-
-class Diverged(LoricaError):
-    """Training produced a number that is not finite; nothing of it was written."""
 
 
 def run(config: AdaptConfig) -> dict[str, Any]:

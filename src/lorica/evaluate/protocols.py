@@ -35,6 +35,7 @@ from lorica.finetune import FinetuneConfig
 from lorica.finetune import run as finetune
 from lorica.finetune.recipes import TITLES, Recipe, changes
 from lorica.progress import console
+from lorica.resume import settled
 from lorica.vision import Classifier, ModelConfig, load_classifier
 from lorica.vision.batch_norm import split_routes
 from lorica.vision.loading import DESCRIPTION_FILE
@@ -247,9 +248,8 @@ def _rate(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _result(config: EvaluateConfig, entries: dict[str, Any]) -> dict[str, Any]:
-    settled = config.model_copy(update={"resume": False, "overwrite": False})
     return {
         "schema": SCHEMA,
-        "provenance": provenance(settled.model_dump(mode="json"), config.seed),
+        "provenance": provenance(settled(config).model_dump(mode="json"), config.seed),
         "protocols": {name: entries[name] for name in TITLES if name in entries},
     }

@@ -8,8 +8,10 @@ from lorica.artefacts import RUN_FILE, SPLIT_FILE, provenance, read_json, write_
 from lorica.checkpoint import load_state
 from lorica.data.label_split import LabelledSplit
 from lorica.diffusion.fingerprint import weights_digest
+from lorica.epochs import CHECKPOINTS
 from lorica.finetune.config import FinetuneConfig
-from lorica.finetune.trainer import BEST, BEST_AVERAGE, CHECKPOINTS, Trainer
+from lorica.finetune.trainer import BEST, BEST_AVERAGE, Trainer
+from lorica.resume import settled
 from lorica.vision import Classifier
 from lorica.vision.card import model_card
 from lorica.vision.export import export_folder, export_onnx, export_program
@@ -30,8 +32,7 @@ def deliver(
     chosen, row = _chosen(config, trainer, history)
     classifier = trainer.method.inference().cpu()
     prefix = "val_average_" if chosen == "ema" else "val_"
-    settled = config.model_copy(update={"resume": False, "overwrite": False})
-    record = provenance(settled.model_dump(mode="json"), config.seed) | {
+    record = provenance(settled(config).model_dump(mode="json"), config.seed) | {
         "method": config.method,
         "fast_mode": config.attack.kind != "pgd",
         "threat": str(config.attack.threat),

@@ -1,9 +1,8 @@
 """`lorica finetune`: labelled pictures and a pre-trained network -> training loop -> a robust model and its record."""
 
 import shutil
-import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,26 +13,24 @@ from lorica.artefacts import (
     CONFIG_FILE,
     RUN_FILE,
     SPLIT_FILE,
-    prepare_output,
     sole_writer,
     write_text,
 )
-from lorica.checkpoint import load_state
-from lorica.config import differences, load
+from lorica.config import load
 from lorica.data.label_split import LabelledSplit, load_split, split_labelled
 from lorica.data.labelled import LabelledSet, read_labelled
 from lorica.data.subsets import keep_labels
 from lorica.diffusion.fingerprint import sha256, weights_digest
 from lorica.diffusion.model import pick_device
-from lorica.errors import LoricaError
+from lorica.epochs import CHECKPOINTS, resumed, train
 from lorica.finetune.config import FinetuneConfig
 from lorica.finetune.deliver import EVALUATION, MODEL, complete, deliver
 from lorica.finetune.methods import METHODS, Method
-from lorica.finetune.trainer import CHECKPOINTS, RESUME, Trainer
-from lorica.interrupt import interruptible
-from lorica.monitor import METRICS_FILE, Monitor
+from lorica.finetune.trainer import Trainer
+from lorica.monitor import METRICS_FILE
 from lorica.processes import processes
 from lorica.progress import console
+from lorica.resume import require_startable, settled
 from lorica.vision import Classifier, load_classifier, require_logits
 from lorica.vision.export import require_onnx
 
@@ -46,10 +43,6 @@ FREE_ON_RESUME = {
 }  # fmt: skip
 COLLAPSE = 0.5
 """Catastrophic overfitting: robust validation accuracy stays below this share of the best (Wong et al., ICLR 2020)."""
-
-
-class Diverged(LoricaError):
-    """Training produced a number that is not finite."""
 
 
 def run(config: FinetuneConfig, parts: Mapping[str, LabelledSet] | None = None) -> dict[str, Any]:
@@ -71,7 +64,7 @@ def run(config: FinetuneConfig, parts: Mapping[str, LabelledSet] | None = None) 
     accelerator = processes(device)
     main = accelerator.is_main_process
     if main:
-        _check_output(config)
+        require_startable(config, config.output, resume=config.resume, overwrite=config.overwrite, free=FREE_ON_RESUME)
     if config.resume and (record := complete(config)) is not None:
         if main:
             console.print(f"The run in {escape(str(config.output))} is complete.")
@@ -98,34 +91,28 @@ def run(config: FinetuneConfig, parts: Mapping[str, LabelledSet] | None = None) 
         "pictures": sha256(*split.train.sha256, "", *split.val.sha256),
         "processes": str(accelerator.num_processes),
     }
-    history = _resumed(config, trainer, identity)
+    before = resumed(trainer, config.output, identity, config.epochs) if config.resume else None
+    history = before or {"seconds": 0.0, "stopped": None, "val_robust": [], "last": {}}
     with sole_writer(config.output) if main else nullcontext():
         if main:
             _begin(config, split)
-        history = _train(config, accelerator, trainer, identity, history)
+        train(
+            trainer,
+            output=config.output,
+            epochs=config.epochs,
+            checkpoint_every=config.checkpoint_every,
+            identity=identity,
+            history=history,
+            conclude=lambda row: _conclude(config, trainer, history, row),
+            doing=config.method,
+            live=LIVE | (LAMBDAS if method.needs_natural_accuracy else {}),
+        )
         record = deliver(config, trainer, split, [*split.notes, *notes], identity, history) if main else {}
     accelerator.wait_for_everyone()
     return record
 
 
 # ----- before training ----------------------------------------------------------------------------------------------
-def _check_output(config: FinetuneConfig) -> None:
-    if config.resume and config.overwrite:
-        raise LoricaError("--resume and --overwrite contradict each other", "Give one of them.")
-    prepare_output(config.output, marker=CONFIG_FILE, resume=config.resume, overwrite=config.overwrite)
-    if config.output.is_dir():
-        with sole_writer(config.output):
-            pass
-    file = config.output / CONFIG_FILE
-    if not (config.resume and file.exists()):
-        return
-    if changed := differences(load(FinetuneConfig, file=file), config, ignore=FREE_ON_RESUME):
-        raise LoricaError(
-            f"--resume with another configuration than the run in {config.output}: {', '.join(changed)}",
-            f"Take the values of {file} (--config {file}), or start a new run elsewhere.",
-        )
-
-
 def _read(config: FinetuneConfig, classifier: Classifier, accelerator: Accelerator) -> dict[str, LabelledSet]:
     with accelerator.main_process_first():  # of several processes one decodes, the others find its cache
         cache = config.cache or config.output / "cache"
@@ -158,85 +145,28 @@ def _method(config: FinetuneConfig, classifier: Classifier, device: torch.device
     return method
 
 
-def _resumed(config: FinetuneConfig, trainer: Trainer, identity: dict[str, str]) -> dict[str, Any]:
-    """What has happened so far, once the state is restored."""
-    folder = config.output / CHECKPOINTS
-    if not config.resume or not (folder / RESUME).is_file():
-        return {"seconds": 0.0, "stopped": None, "val_robust": [], "last": {}}
-    groups, header = load_state(folder / RESUME)
-    changed = [what for what, value in identity.items() if header["identity"].get(what) != value]
-    if changed:
-        raise LoricaError(
-            f"this run cannot go on, as something is not what it was when it began: {', '.join(changed)}",
-            "Restore it, or start a new run in another folder.",
-        )
-    trainer.load(groups, header)
-    if trainer.rank == 0:
-        console.print(f"Resuming in epoch {trainer.epoch + 1} of {config.epochs}.")
-    return dict(header["history"])
-
-
 def _begin(config: FinetuneConfig, split: LabelledSplit) -> None:
     if not config.resume:
         for name in (CHECKPOINTS, MODEL, "tensorboard", EVALUATION):
             shutil.rmtree(config.output / name, ignore_errors=True)
         for name in (RUN_FILE, METRICS_FILE, SPLIT_FILE):
             (config.output / name).unlink(missing_ok=True)
-    settled = config.model_copy(update={"resume": False, "overwrite": False})
-    write_text(config.output / CONFIG_FILE, settled.to_yaml())
+    write_text(config.output / CONFIG_FILE, settled(config).to_yaml())
     if not (config.output / SPLIT_FILE).exists():
         split.save(config.output / SPLIT_FILE)
 
 
 # ----- training -----------------------------------------------------------------------------------------------------
-def _train(
-    config: FinetuneConfig,
-    accelerator: Accelerator,
-    trainer: Trainer,
-    identity: dict[str, str],
-    history: dict[str, Any],
-) -> dict[str, Any]:
-    """Train to the end; returns what has happened."""
-    folder, per_epoch = config.output / CHECKPOINTS, trainer.steps_per_epoch
-    clock = time.perf_counter()
-
-    def save() -> None:
-        nonlocal clock
-        now = time.perf_counter()
-        history["seconds"] += now - clock
-        clock = now
-        trainer.save(folder, identity, history)
-
-    with _monitor(config, trainer) as monitor, interruptible(accelerator) as interrupted:
-        while trainer.epoch < config.epochs and history["stopped"] is None:
-            begun = trainer.begin_epoch()
-            row = {"epoch": trainer.epoch + 1, "learning_rate": trainer.optimiser.param_groups[0]["lr"]} | begun
-            for pixels, labels in trainer.pending():
-                trainer.step(pixels, labels)
-                k = trainer.step_in_epoch
-                if monitor:
-                    monitor.advance(trainer.epoch * per_epoch + k)
-                stop = interrupted(k % 10 == 0)
-                if stop or k % config.checkpoint_every == 0:
-                    _require(trainer.finite(), config, trainer.epoch)
-                    save()
-                if stop:
-                    accelerator.wait_for_everyone()
-                    raise KeyboardInterrupt(f"the state in epoch {trainer.epoch + 1} is saved; go on with --resume")
-            _require(trainer.finite(), config, trainer.epoch)
-            row |= trainer.end_epoch()
-            row |= trainer.validate()
-            decision = trainer.decide(row, folder)
-            history["val_robust"].append(max(row["val_robust"], row.get("val_average_robust", 0.0)))
-            history["last"] = {key: row[key] for key in row if key == "epoch" or key.startswith("val_")}
-            history["stopped"] = _reason(config, history["val_robust"], decision.stop, trainer.epoch)
-            if monitor:
-                monitor.log(trainer.epoch * per_epoch, row | {"reloaded": float(decision.reload)})
-            save()
-            if interrupted(True):
-                accelerator.wait_for_everyone()
-                raise KeyboardInterrupt(f"the state after epoch {trainer.epoch} is saved; go on with --resume")
-    return history
+def _conclude(
+    config: FinetuneConfig, trainer: Trainer, history: dict[str, Any], row: dict[str, float]
+) -> dict[str, float]:
+    """Validate after an epoch, keep the best weights and set the next learning rate; returns what is to be logged."""
+    found = trainer.validate()
+    decision = trainer.decide(row | found, config.output / CHECKPOINTS)
+    history["val_robust"].append(max(found["val_robust"], found.get("val_average_robust", 0.0)))
+    history["last"] = {"epoch": row["epoch"]} | found
+    history["stopped"] = _reason(config, history["val_robust"], decision.stop, trainer.epoch)
+    return found | {"reloaded": float(decision.reload)}
 
 
 def _reason(config: FinetuneConfig, robust: list[float], spent: bool, epoch: int) -> str | None:
@@ -253,20 +183,3 @@ def _reason(config: FinetuneConfig, robust: list[float], spent: bool, epoch: int
             f"{robust[-1]:.3f}"
         )
     return None
-
-
-def _monitor(config: FinetuneConfig, trainer: Trainer) -> AbstractContextManager[Monitor | None]:
-    if trainer.rank:
-        return nullcontext()
-    steps = trainer.steps_per_epoch
-    # From the epoch's first step: an epoch whose last step is saved may have been logged, and will be again.
-    live = LIVE | (LAMBDAS if trainer.method.needs_natural_accuracy else {})
-    return Monitor(config.output, config.epochs * steps, trainer.epoch * steps, doing=config.method, live=live)
-
-
-def _require(fine: bool, config: FinetuneConfig, epoch: int) -> None:
-    if not fine:
-        raise Diverged(
-            f"training diverged: the loss or the weights of epoch {epoch + 1} are not finite",
-            f"Lower --learning-rate. The last checkpoint is untouched ({config.output / CHECKPOINTS}).",
-        )

@@ -1,6 +1,6 @@
 """The training loop's parts: a step, an epoch's bookkeeping, validation, and what a resumed run must find again."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from lorica.checkpoint import load_state, momenta, restore_momenta, save_state
 from lorica.data.batches import Augment, Batches, ordered
 from lorica.data.label_split import LabelledSplit
 from lorica.data.labelled import LabelledSet
+from lorica.epochs import RESUME, EpochTrainer
 from lorica.finetune.config import FinetuneConfig
 from lorica.finetune.ema import Average
 from lorica.finetune.methods import Method
@@ -22,13 +23,12 @@ from lorica.robustness.folding import Folded
 from lorica.robustness.pgd import Model, crafting, cross_entropy, n_fgsm, pgd
 from lorica.seeds import stable_seed
 
-CHECKPOINTS = "checkpoints"
-BEST, BEST_AVERAGE, RESUME = "best.safetensors", "best_average.safetensors", "resume.safetensors"
+BEST, BEST_AVERAGE = "best.safetensors", "best_average.safetensors"
 LAYER = "layer/"
 """What the names of single parameters' similarities begin with."""
 
 
-class Trainer:
+class Trainer(EpochTrainer):
     """A method, its optimiser and its pictures.
 
     Every draw of a step is a function of the seed, the epoch and the step, so that no generator is part of the state.
@@ -41,9 +41,9 @@ class Trainer:
     """
 
     def __init__(self, config: FinetuneConfig, accelerator: Accelerator, method: Method, split: LabelledSplit) -> None:
-        self.config, self.accelerator, self.method, self.split = config, accelerator, method, split
-        self.device = accelerator.device
-        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        half = config.precision == "bf16" or (config.precision == "auto" and accelerator.device.type == "cuda")
+        super().__init__(accelerator, method, half=half, channels_last=config.channels_last)
+        self.config, self.method, self.split = config, method, split
         trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
         self.optimiser = torch.optim.SGD(
             trained, config.learning_rate, config.momentum, weight_decay=config.weight_decay
@@ -69,17 +69,18 @@ class Trainer:
         )
         self._passes = -(-config.epoch_steps // len(self.batches))
         self.steps_per_epoch = self._passes * len(self.batches)
-        self.epoch = self.step_in_epoch = 0
-        self.sums: dict[str, Tensor] = {}
         self._running = self._known = 0.0
         self._folded: Folded | None = None
-        half = config.precision == "bf16" or (config.precision == "auto" and self.device.type == "cuda")
-        self._half = half
         self._compared = self._evenly_spaced(config.similarity_batches)
 
     # ----- one step -----------------------------------------------------------------------------------------------
-    def step(self, pixels: Tensor, labels: Tensor) -> None:
-        """Craft adversarial pictures, take one step on the method's loss, follow it with the average."""
+    def step(self, *batch: Tensor) -> None:
+        """Craft adversarial pictures, take one step on the method's loss, follow it with the average.
+
+        Args:
+            batch: pixels (N, 3, H, W) in [0, 1], and labels (N,).
+        """
+        pixels, labels = batch
         method, k = self.method, self.step_in_epoch
         pixels = self._laid_out(pixels)
         seed = stable_seed(self.config.seed, "step", self.epoch, k, self.rank)
@@ -97,7 +98,7 @@ class Trainer:
             self._compare(terms)
         loss = method.loss(terms)
         loss.backward()
-        self._share_gradients()
+        self._share_gradients("mean")
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         if self.average is not None:
@@ -144,26 +145,16 @@ class Trainer:
         for name, value in rows.items():
             self._count({name: value.nan_to_num(0), f"{name}#": value.isfinite().float()})
 
-    def _share_gradients(self) -> None:
-        if self.world > 1:
-            gradients = [p.grad for p in self.method.parameters() if p.grad is not None]
-            together = self.accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "mean")
-            for gradient, mean in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):
-                gradient.copy_(mean.view_as(gradient))
-
-    def _count(self, values: dict[str, Tensor]) -> None:
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + value
-
     # ----- one epoch ----------------------------------------------------------------------------------------------
     def begin_epoch(self) -> dict[str, float]:
-        """Set the loss weights of an epoch; returns them, and the natural accuracy that they follow from."""
+        """Set the loss weights; returns them, the natural accuracy that they follow from, and the learning rate."""
         needed = self.method.needs_natural_accuracy
         if self.step_in_epoch == 0 and needed:
             self._known = self._natural_accuracy()
             self.method.adjust(self._known)
-        known = {"natural_accuracy": self._known} if needed else {}
-        return known | {f"weight_{name}": weight for name, weight in self.method.weights.items()}
+        row = {"learning_rate": self.optimiser.param_groups[0]["lr"]}
+        row |= {"natural_accuracy": self._known} if needed else {}
+        return row | {f"weight_{name}": weight for name, weight in self.method.weights.items()}
 
     def _natural_accuracy(self) -> float:
         """SA on the training set of the part that learns from natural pictures."""
@@ -263,7 +254,7 @@ class Trainer:
         assert self.average is not None
         return _swapped(self.method, self.average)
 
-    def save(self, folder: Path, identity: dict[str, str], history: dict[str, Any]) -> None:
+    def save(self, folder: Path, identity: Mapping[str, str], history: Mapping[str, Any]) -> None:
         """Write all that a resumed run needs."""
         header = {
             "epoch": self.epoch,
@@ -274,10 +265,11 @@ class Trainer:
             "schedule": self.schedule.state(),
             "learning_rate": self.optimiser.param_groups[0]["lr"],
             "best_average": self.best_average,
-            "identity": identity,
-            "history": history,
+            "identity": dict(identity),
+            "history": dict(history),
         }
-        self._save(folder / RESUME, header, {"sums": self.sums, "momenta": momenta(self.optimiser)})
+        more = {"sums": self.sums, "momenta": momenta(self.optimiser), "owned": self.owned()}
+        self._save(folder / RESUME, header, more)
 
     def load(self, groups: dict[str, dict[str, Tensor]], header: dict[str, Any]) -> None:
         """Go on from what `save` wrote."""
@@ -293,6 +285,15 @@ class Trainer:
         self.best_average = header["best_average"]
         if self.average is not None:
             self.average.steps = header["average_steps"]
+        self.take_own(groups.get("owned", {}))
+
+    def own(self) -> dict[str, Tensor]:
+        """With the statistics of the average."""
+        if self.average is None:
+            return super().own()
+        statistics = self.average.values.keys() - dict(self.method.classifier.named_parameters())
+        averages = {f"average {name}": self.average.values[name] for name in sorted(statistics)}
+        return super().own() | {name: value for name, value in averages.items() if value.is_floating_point()}
 
     def _save(self, file: Path, header: dict[str, Any], more: dict[str, dict[str, Tensor]] | None = None) -> None:
         if self.rank:
@@ -309,21 +310,9 @@ class Trainer:
             for name, value in groups["average"].items():
                 self.average.values[name].copy_(value)
 
-    # ----- details --------------------------------------------------------------------------------------------------
-    def finite(self) -> bool:
-        """Whether the losses of the epoch so far and the weights are numbers; waits for the device."""
-        values = [self.sums.get("loss", torch.zeros((), device=self.device)), *self.method.state_dict().values()]
-        return bool(torch.stack([value.isfinite().all() for value in values]).all())
-
     def _evenly_spaced(self, count: int) -> frozenset[int]:
         total = self.steps_per_epoch
         return frozenset(i * total // min(count, total) for i in range(min(count, total))) if count else frozenset()
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._half)
-
-    def _laid_out(self, pixels: Tensor) -> Tensor:
-        return pixels.contiguous(memory_format=torch.channels_last) if self.config.channels_last else pixels
 
 
 def _at(config: FinetuneConfig) -> dict[str, tuple[float, ...]]:

@@ -7,15 +7,17 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lorica.errors import Diverged
     from lorica.pretrain.config import PretrainConfig
     from lorica.pretrain.losses import adversarial_invariance, nt_xent, standard_invariance
     from lorica.pretrain.runner import run
 
-__all__ = ["PretrainConfig", "adversarial_invariance", "nt_xent", "run", "standard_invariance"]
+__all__ = ["Diverged", "PretrainConfig", "adversarial_invariance", "nt_xent", "run", "standard_invariance"]
 
 _HOMES = {
-    "PretrainConfig": "config", "adversarial_invariance": "losses", "nt_xent": "losses", "run": "runner",
-    "standard_invariance": "losses",
+    "Diverged": "lorica.errors", "PretrainConfig": "lorica.pretrain.config",
+    "adversarial_invariance": "lorica.pretrain.losses", "nt_xent": "lorica.pretrain.losses",
+    "run": "lorica.pretrain.runner", "standard_invariance": "lorica.pretrain.losses",
 }  # fmt: skip
 
 
@@ -25,4 +27,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(_HOMES[name]), name)

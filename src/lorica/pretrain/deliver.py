@@ -15,6 +15,7 @@ from lorica.pretrain.plus_plus import plus_plus
 from lorica.pretrain.probes import Probe
 from lorica.pretrain.trainer import Trainer
 from lorica.pretrain.views import Views
+from lorica.resume import settled
 from lorica.vision.batch_norm import norm_tensors
 from lorica.vision.card import encoder_card
 from lorica.vision.export import export_folder
@@ -38,8 +39,7 @@ def deliver(
     encoder = network.delivered(trainer.route).cpu()
     if trainer.route == ADVERSARIAL:
         encoder.natural_norms = norm_tensors(network.encoder.backbone, NATURAL) or None
-    settled = config.model_copy(update={"resume": False, "overwrite": False})
-    record = provenance(settled.model_dump(mode="json"), config.seed) | {
+    record = provenance(settled(config).model_dump(mode="json"), config.seed) | {
         "kind": "pretraining",
         "method": config.method,
         "invariance": config.invariance,

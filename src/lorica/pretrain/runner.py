@@ -2,33 +2,31 @@
 
 import os
 import shutil
-import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from rich.markup import escape
 
-from lorica.artefacts import CONFIG_FILE, RUN_FILE, prepare_output, read_json, sole_writer, write_text
-from lorica.checkpoint import load_state
-from lorica.config import differences, load
+from lorica.artefacts import CONFIG_FILE, RUN_FILE, read_json, sole_writer, write_text
 from lorica.data.label_split import split_labelled
 from lorica.data.labelled import LabelledSet, read_labelled
 from lorica.data.subsets import balanced
 from lorica.data.unlabelled import read_unlabelled
 from lorica.diffusion.fingerprint import sha256, weights_digest
 from lorica.diffusion.model import pick_device
+from lorica.epochs import CHECKPOINTS, resumed, train
 from lorica.errors import LoricaError
-from lorica.interrupt import interruptible
-from lorica.monitor import METRICS_FILE, Monitor
+from lorica.monitor import METRICS_FILE
 from lorica.pretrain.config import PretrainConfig
 from lorica.pretrain.deliver import ENCODER, VIEWS_FILE, deliver
 from lorica.pretrain.plus_plus import FOLDER as PLUS_PLUS
 from lorica.pretrain.probes import Probe
-from lorica.pretrain.trainer import CHECKPOINTS, RESUME, Trainer, method_of
+from lorica.pretrain.trainer import Trainer, method_of
 from lorica.processes import processes
 from lorica.progress import console
+from lorica.resume import require_startable, settled
 from lorica.robustness.pgd import crafting
 from lorica.vision import Classifier, load_classifier
 
@@ -44,10 +42,6 @@ FREE_ON_RESUME = {
 
 COLLAPSED = 0.9999
 """Mean cosine of a picture's two views above which they are all alike."""
-
-
-class Diverged(LoricaError):
-    """Training produced a number that is not finite."""
 
 
 def run(config: PretrainConfig) -> dict[str, Any]:
@@ -66,7 +60,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     accelerator = processes(device)
     main = accelerator.is_main_process
     if main:
-        _check_output(config)
+        require_startable(config, config.output, resume=config.resume, overwrite=config.overwrite, free=FREE_ON_RESUME)
     if config.resume and (record := _complete(config)) is not None:
         if main:
             console.print(f"The run in {escape(str(config.output))} is complete.")
@@ -83,34 +77,28 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     notes = _notes(config, trainer, pictures)
     for note in notes if main else []:
         console.print(f"[yellow]note:[/] {escape(note)}")
-    history = _resumed(config, trainer, identity)
+    before = resumed(trainer, config.output, identity, config.epochs) if config.resume else None
+    history = before or {"seconds": 0.0}
     with sole_writer(config.output) if main else nullcontext():
         if main:
             _begin(config)
-        history = _train(config, accelerator, trainer, probe, identity, history, notes)
+        train(
+            trainer,
+            output=config.output,
+            epochs=config.epochs,
+            checkpoint_every=config.checkpoint_every,
+            identity=identity,
+            history=history,
+            conclude=lambda row: _conclude(config, trainer, probe, notes, row),
+            doing=config.method,
+            live=LIVE,
+        )
         record = deliver(config, trainer, pictures, probe, notes, history) if main else {}
     accelerator.wait_for_everyone()
     return record
 
 
 # ----- before training ----------------------------------------------------------------------------------------------
-def _check_output(config: PretrainConfig) -> None:
-    if config.resume and config.overwrite:
-        raise LoricaError("--resume and --overwrite contradict each other", "Give one of them.")
-    prepare_output(config.output, marker=CONFIG_FILE, resume=config.resume, overwrite=config.overwrite)
-    if config.output.is_dir():
-        with sole_writer(config.output):
-            pass
-    file = config.output / CONFIG_FILE
-    if not (config.resume and file.exists()):
-        return
-    if changed := differences(load(PretrainConfig, file=file), config, ignore=FREE_ON_RESUME):
-        raise LoricaError(
-            f"--resume with another configuration than the run in {config.output}: {', '.join(changed)}",
-            f"Take the values of {file} (--config {file}), or start a new run elsewhere.",
-        )
-
-
 def _complete(config: PretrainConfig) -> dict[str, Any] | None:
     """The record of a run of which nothing is left to do."""
     if not (config.output / RUN_FILE).is_file():
@@ -151,103 +139,29 @@ def _notes(config: PretrainConfig, trainer: Trainer, pictures: LabelledSet) -> l
     return notes
 
 
-def _resumed(config: PretrainConfig, trainer: Trainer, identity: dict[str, str]) -> dict[str, Any]:
-    """What has happened so far, once the state is restored."""
-    folder = config.output / CHECKPOINTS
-    if not config.resume or not (folder / RESUME).is_file():
-        return {"seconds": 0.0}
-    groups, header = load_state(folder / RESUME)
-    changed = [what for what, value in identity.items() if header["identity"].get(what) != value]
-    if changed:
-        raise LoricaError(
-            f"this run cannot go on, as something is not what it was when it began: {', '.join(changed)}",
-            "Restore it, or start a new run in another folder.",
-        )
-    trainer.load(groups, header)
-    if trainer.rank == 0:
-        console.print(f"Resuming in epoch {min(trainer.epoch + 1, config.epochs)} of {config.epochs}.")
-    return dict(header["history"])
-
-
 def _begin(config: PretrainConfig) -> None:
     if not config.resume:
         for name in (CHECKPOINTS, ENCODER, PLUS_PLUS, "tensorboard"):
             shutil.rmtree(config.output / name, ignore_errors=True)
         for name in (RUN_FILE, METRICS_FILE, VIEWS_FILE):
             (config.output / name).unlink(missing_ok=True)
-    settled = config.model_copy(update={"resume": False, "overwrite": False})
-    write_text(config.output / CONFIG_FILE, settled.to_yaml())
+    write_text(config.output / CONFIG_FILE, settled(config).to_yaml())
 
 
 # ----- training -----------------------------------------------------------------------------------------------------
-def _train(
-    config: PretrainConfig,
-    accelerator: Accelerator,
-    trainer: Trainer,
-    probe: Probe | None,
-    identity: dict[str, str],
-    history: dict[str, Any],
-    notes: list[str],
-) -> dict[str, Any]:
-    """Train to the end; returns what has happened."""
-    folder, per_epoch = config.output / CHECKPOINTS, trainer.steps_per_epoch
-    clock = time.perf_counter()
-
-    def save() -> None:
-        nonlocal clock
-        now = time.perf_counter()
-        history["seconds"] += now - clock
-        clock = now
-        trainer.save(folder, identity, history)
-
-    with _monitor(config, trainer) as monitor, interruptible(accelerator) as interrupted:
-        while trainer.epoch < config.epochs:
-            row = {"epoch": trainer.epoch + 1} | trainer.begin_epoch()
-            for pixels in trainer.pending():
-                trainer.step(pixels)
-                k = trainer.step_in_epoch
-                if monitor:
-                    monitor.advance(trainer.epoch * per_epoch + k)
-                stop = interrupted(k % 10 == 0)
-                if stop or k % config.checkpoint_every == 0:
-                    _require(trainer.finite(), config, trainer.epoch)
-                    save()
-                if stop:
-                    accelerator.wait_for_everyone()
-                    raise KeyboardInterrupt(f"the state in epoch {trainer.epoch + 1} is saved; go on with --resume")
-            _require(trainer.finite(), config, trainer.epoch)
-            row |= trainer.end_epoch()
-            if probe is not None and trainer.rank == 0 and _is_probed(trainer.epoch, config):
-                with crafting(trainer.method):
-                    row |= probe.measure(trainer.features())
-            if monitor:
-                monitor.log(trainer.epoch * per_epoch, row)
-                _warn_of_collapse(row, notes)
-            save()
-            if interrupted(True):
-                accelerator.wait_for_everyone()
-                raise KeyboardInterrupt(f"the state after epoch {trainer.epoch} is saved; go on with --resume")
-    return history
+def _conclude(
+    config: PretrainConfig, trainer: Trainer, probe: Probe | None, notes: list[str], row: dict[str, float]
+) -> dict[str, float]:
+    """Try the encoder after an epoch, where that is due; returns what was found."""
+    _warn_of_collapse(row, notes)
+    if probe is None or trainer.rank or not _is_probed(trainer.epoch, config):
+        return {}
+    with crafting(trainer.method):
+        return probe.measure(trainer.features())
 
 
 def _is_probed(epoch: int, config: PretrainConfig) -> bool:
     return epoch % config.probe_every == 0 or epoch == config.epochs
-
-
-def _monitor(config: PretrainConfig, trainer: Trainer) -> AbstractContextManager[Monitor | None]:
-    if trainer.rank:
-        return nullcontext()
-    steps = trainer.steps_per_epoch
-    # From the epoch's first step: an epoch whose last step is saved may have been logged, and will be again.
-    return Monitor(config.output, config.epochs * steps, trainer.epoch * steps, doing=config.method, live=LIVE)
-
-
-def _require(fine: bool, config: PretrainConfig, epoch: int) -> None:
-    if not fine:
-        raise Diverged(
-            f"training diverged: the loss or the weights of epoch {epoch + 1} are not finite",
-            f"Lower --learning-rate. The last checkpoint is untouched ({config.output / CHECKPOINTS}).",
-        )
 
 
 def _warn_of_collapse(row: dict[str, float], notes: list[str]) -> None:

@@ -1,7 +1,7 @@
 """The loop's parts: a step, an epoch's bookkeeping, and what a resumed run must find again."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from lorica.checkpoint import momenta, restore_momenta, save_state
 from lorica.config import load
 from lorica.data.batches import Batches
 from lorica.data.labelled import LabelledSet
+from lorica.epochs import RESUME, EpochTrainer
 from lorica.pretrain.across import gathered
 from lorica.pretrain.config import PretrainConfig
 from lorica.pretrain.losses import adversarial_invariance, nt_xent, standard_invariance
@@ -28,10 +29,8 @@ from lorica.seeds import stable_seed
 from lorica.vision import Classifier
 from lorica.vision.batch_norm import normalise_together, on_route
 
-CHECKPOINTS, RESUME = "checkpoints", "resume.safetensors"
 
-
-class Trainer:
+class Trainer(EpochTrainer):
     """A method, its optimiser and its pictures.
 
     Every draw of a step is a function of the seed, the epoch and the step, so that no generator is part of the state,
@@ -53,9 +52,9 @@ class Trainer:
         # Imported late: timm is an extra, and whoever only wants the configuration does not wait for it.
         from timm.optim.lars import Lars
 
-        self.config, self.accelerator, self.method = config, accelerator, method
-        self.device = accelerator.device
-        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        half = config.precision == "bf16" or (config.precision == "auto" and accelerator.device.type == "cuda")
+        super().__init__(accelerator, method, half=half, channels_last=config.channels_last)
+        self.config, self.method = config, method
         # All parameters adapt their rate, biases and batch norms too, as in the authors' code. There the momentum
         # holds past rates; here, as in the library, today's rate multiplies it: it differs where the rate changes.
         self.optimiser = Lars(
@@ -71,22 +70,20 @@ class Trainer:
         if self.world > 1:
             normalise_together(method)
         self.steps_per_epoch = len(self.batches)
-        self.epoch = self.step_in_epoch = 0
-        self.sums: dict[str, Tensor] = {}
         self.emphasis = Emphasis(1.0, 1.0, 1.0)
         self.views = Views(1.0)
         self._folded: Folded | None = None
-        self._half = config.precision == "bf16" or (config.precision == "auto" and self.device.type == "cuda")
         self._clock = time.perf_counter()
         self._spent = 0.0
 
     # ----- one step -----------------------------------------------------------------------------------------------
-    def step(self, pixels: Tensor) -> None:
+    def step(self, *batch: Tensor) -> None:
         """Draw two views of each picture, attack them, take one step on the weighted losses.
 
         Args:
-            pixels: this process's part of the batch, (N, 3, H, W) in [0, 1].
+            batch: pixels of this process's part, (N, 3, H, W) in [0, 1].
         """
+        (pixels,) = batch
         seed = stable_seed(self.config.seed, "step", self.epoch, self.step_in_epoch)
         torch.manual_seed(stable_seed(seed, self.rank))  # dropout and the like
         natural = self.draw(pixels, seed)
@@ -98,7 +95,7 @@ class Trainer:
         weights = self.weights()
         loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         loss.backward()
-        self._share_gradients()
+        self._share_gradients("sum")
         self._set_rate()
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
@@ -194,17 +191,6 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
 
-    def _share_gradients(self) -> None:
-        if self.world > 1:
-            gradients = [p.grad for p in self.method.parameters() if p.grad is not None]
-            together = self.accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "sum")
-            for gradient, whole in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):
-                gradient.copy_(whole.view_as(gradient))
-
-    def _count(self, values: dict[str, Tensor]) -> None:
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + value
-
     @torch.no_grad()
     def _count_alignment(self, embedded: Embedded) -> None:
         pairs = {"alignment": embedded.natural, "alignment_adversarial": embedded.adversarial}
@@ -220,9 +206,9 @@ class Trainer:
         weights = {f"weight_{name}": weight for name, weight in self.weights().items() if asked[name]}
         return {"strength": self.emphasis.strength} | weights
 
-    def pending(self) -> Iterator[Tensor]:
-        """The batches that are left of the epoch."""
-        return (pixels for pixels, _ in self.batches.epoch(self.epoch, start=self.step_in_epoch))
+    def pending(self) -> Iterator[tuple[Tensor]]:
+        """The batches that are left of the epoch: pixels alone."""
+        return ((pixels,) for pixels, _ in self.batches.epoch(self.epoch, start=self.step_in_epoch))
 
     def end_epoch(self) -> dict[str, float]:
         """Means over the epoch's batches; waits for the device."""
@@ -257,14 +243,17 @@ class Trainer:
         return ADVERSARIAL if self.method.robust else NATURAL
 
     # ----- state ----------------------------------------------------------------------------------------------------
-    def save(self, folder: Path, identity: dict[str, str], history: dict[str, Any]) -> None:
+    def save(self, folder: Path, identity: Mapping[str, str], history: Mapping[str, Any]) -> None:
         """Write all that a resumed run needs."""
+        owned = self.owned()
         if self.rank:
             return
-        groups = {"method": self.method.state_dict(), "sums": self.sums, "momenta": momenta(self.optimiser)}
+        groups = {
+            "method": self.method.state_dict(), "sums": self.sums, "momenta": momenta(self.optimiser), "owned": owned,
+        }  # fmt: skip
         header = {
             "epoch": self.epoch, "step_in_epoch": self.step_in_epoch, "spent": self._seconds() if self.sums else 0.0,
-            "identity": identity, "history": history,
+            "identity": dict(identity), "history": dict(history),
         }  # fmt: skip
         save_state(folder / RESUME, groups, header)
 
@@ -275,18 +264,7 @@ class Trainer:
         self.sums = {name: value.to(self.device) for name, value in groups.get("sums", {}).items()}
         self.epoch, self.step_in_epoch = header["epoch"], header["step_in_epoch"]
         self._spent = header["spent"]
-
-    def finite(self) -> bool:
-        """Whether the losses of the epoch so far and the weights are numbers; waits for the device."""
-        values = [self.sums.get("loss", torch.zeros((), device=self.device)), *self.method.state_dict().values()]
-        return bool(torch.stack([value.isfinite().all() for value in values]).all())
-
-    # ----- details --------------------------------------------------------------------------------------------------
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._half)
-
-    def _laid_out(self, pixels: Tensor) -> Tensor:
-        return pixels.contiguous(memory_format=torch.channels_last) if self.config.channels_last else pixels
+        self.take_own(groups.get("owned", {}))
 
 
 def method_of(config: PretrainConfig, classifier: Classifier, device: torch.device) -> Method:
