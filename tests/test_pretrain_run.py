@@ -194,7 +194,7 @@ def test_a_broken_file_is_named(tmp_path):
         (["--data", "nowhere"], "folder of pictures not found"),
         (["--method", "simclr"], "unknown pre-training method 'simclr'"),
         (["--attack-eps", "8"], "8/255"),
-        (["--attack-step-size", "1"], "longer than the ball"),
+        (["--attack-step-size", "1"], "at most as long as the ball"),
         (["--method", "acl", "--set", "options.momentum=0.5"], "has no options"),
         (["--set", "options.flavour=sweet"], "options of method dynacl"),
         (["--warmup-epochs", "2"], "leave no time"),

@@ -1,29 +1,26 @@
 """The configuration of `lorica finetune`."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lorica.config import Config, load
 from lorica.errors import LoricaError
 from lorica.finetune.methods import METHODS
-from lorica.robustness.threat import Norm, Threat, parse_eps
+from lorica.robustness.config import PgdConfig
+from lorica.robustness.threat import Norm, Threat
 from lorica.vision import ModelConfig
 
-Radius = Annotated[float, BeforeValidator(parse_eps)]
 
-
-class AttackConfig(Config):
+class AttackConfig(PgdConfig):
     """The attack that adversarial pictures of training and validation come from."""
 
     kind: Literal["pgd", "n-fgsm"] = Field(
         "pgd", description="n-fgsm: one step, a fast mode of a quarter to a third of the passes, and less robust"
     )
-    eps: Radius = Field(8 / 255, description="radius, of pixels in [0, 1]; 8/255 may be written so")
     norm: Norm = Field("linf", description="linf or l2")
     steps: int = Field(10, ge=1, description="of PGD, in training and validation (paper: 10)")
-    step_size: Radius | None = Field(None, description="of PGD; eps/4 by default (paper: 2/255 at 8/255)")
     start: Literal["uniform", "gaussian", "none"] = Field(
         "uniform",
         description="of PGD in training: uniform in the ball (authors, high resolution), 0.001 times a Gaussian "
@@ -35,22 +32,8 @@ class AttackConfig(Config):
         """The allowed pictures."""
         return Threat(self.eps, self.norm)
 
-    @property
-    def size(self) -> float:
-        """Of a step."""
-        return self.step_size if self.step_size is not None else self.eps / 4
-
     @model_validator(mode="after")
-    def _sound(self) -> Self:
-        _ = self.threat
-        if not 0 < self.size <= 2 * self.eps:
-            raise LoricaError(
-                f"step_size = {self.size:g}: a step is above 0 and at most as long as the ball of eps = {self.eps:g} "
-                "is wide",
-                f"For {self.size:g} levels of 255 write {self.size:g}/255."
-                if self.size >= 1 and self.norm == "linf"
-                else "Leave it out for eps/4.",
-            )
+    def _offered(self) -> Self:
         if self.kind == "n-fgsm" and self.norm != "linf":
             raise LoricaError("n-fgsm is defined for linf", "Use pgd for l2.")
         return self

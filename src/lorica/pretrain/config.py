@@ -2,18 +2,16 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from lorica.config import Config, load
 from lorica.errors import LoricaError
 from lorica.pretrain.losses import Form
 from lorica.pretrain.methods import METHODS
-from lorica.robustness.threat import Threat, parse_eps
+from lorica.robustness.config import PgdConfig
 from lorica.vision import ModelConfig
-
-Radius = Annotated[float, BeforeValidator(parse_eps)]
 
 
 class EncoderConfig(ModelConfig):
@@ -27,32 +25,10 @@ class EncoderConfig(ModelConfig):
     pretrained: bool = Field(False, description="begin at the architecture's published weights instead of random ones")
 
 
-class AttackConfig(Config):
-    """The attack that adversarial views come from: PGD on NT-Xent."""
+class AttackConfig(PgdConfig):
+    """The attack that adversarial views come from: PGD on NT-Xent, in L-inf."""
 
-    eps: Radius = Field(8 / 255, description="radius in L-inf, of pixels in [0, 1]; 8/255 may be written so")
     steps: int = Field(5, ge=1, description="of PGD (paper: 5)")
-    step_size: Radius | None = Field(None, gt=0, description="of PGD; eps/4 by default (paper: 2/255 at 8/255)")
-
-    @property
-    def threat(self) -> Threat:
-        """The allowed pictures."""
-        return Threat(self.eps)
-
-    @property
-    def size(self) -> float:
-        """Of a step."""
-        return self.step_size if self.step_size is not None else self.eps / 4
-
-    @model_validator(mode="after")
-    def _sound(self) -> Self:
-        _ = self.threat
-        if self.size > 2 * self.eps:
-            raise LoricaError(
-                f"step_size = {self.size:g} is longer than the ball of eps = {self.eps:g} is wide",
-                "Leave it out for eps/4.",
-            )
-        return self
 
 
 class PretrainConfig(Config):
