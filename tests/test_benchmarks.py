@@ -67,6 +67,12 @@ def test_contrastive_step_counts_what_both_orders_of_work_do() -> None:
     assert found["ratio_to_authors"]["median"] > 0 and found["ratio_to_floor"]["median"] > 0
 
 
+def test_evaluation_pass_times_the_copy_beside_the_model() -> None:
+    found = figures("evaluation_pass.py", "--models", "cifar_resnet20", "--batch", "2", "--side", "8", "--rounds", "1")
+    (row,) = found["rows"]
+    assert row["copied"] and row["ratio"]["median"] > 0
+
+
 @needs_data
 def test_robust_pretraining_compares_methods_and_its_terms_are_measured(tmp_path: Path) -> None:
     size = (

@@ -19,6 +19,7 @@ from lorica.data.subsets import balanced
 from lorica.errors import LoricaError
 from lorica.evaluate import EvaluateConfig, print_evaluation, run
 from lorica.evaluate import attacks as attacks_module
+from lorica.evaluate import runner as runner_module
 from lorica.evaluate.attacks import attack_at
 from lorica.evaluate.subject import subject_of
 from lorica.robustness.attacked import Counted, as_floats, predict
@@ -178,13 +179,24 @@ def test_what_broke_a_picture_at_a_smaller_radius_breaks_it_at_a_larger_one(conf
     model = Counted(subject.model)
     with model.attacked():
         logits = predict(model, subject.pictures.pixels, batch_size=9)
-        result = attack_at(config.threats[0], model, subject, config, logits, None)
+        result = attack_at(config.threats[0], model, model, subject, config, logits, None)
         assert result.entry["robust"]["correct"] > 0 and result.entry["carried_from_smaller_eps"] == 0
         lost = result.robust.nonzero()[0]
         result.robust[lost], result.predictions[lost] = False, (subject.labels[lost] + 1) % 4
-        after = attack_at(config.threats[0], model, subject, config, logits, result)
+        after = attack_at(config.threats[0], model, model, subject, config, logits, result)
     assert after.entry["carried_from_smaller_eps"] == 1
     assert not after.robust[lost] and torch.equal(after.predictions, result.predictions)
+
+
+def test_attacks_through_a_quicker_copy_find_what_attacks_on_the_model_itself_find(configured, tmp_path, monkeypatch):
+    quickly = run(configured(output=tmp_path / "quickly", eps="1/255,4/255"))
+    monkeypatch.setattr(runner_module, "quick", lambda model, pixels: model)
+    plainly = run(configured(output=tmp_path / "plainly", eps="1/255,4/255"))
+    assert 0 < plainly["threats"][0]["robust"]["correct"] < plainly["natural"]["correct"]
+    for one, other in zip(quickly["threats"], plainly["threats"], strict=True):
+        assert one["robust"] == other["robust"] and one["per_class"] == other["per_class"]
+        assert one["recheck"]["refused"] == one["recheck"]["unconfirmed"] == 0
+    assert quickly["cost"]["this_call"]["forwards"] == pytest.approx(plainly["cost"]["this_call"]["forwards"], rel=0.1)
 
 
 def test_what_pgd_alone_found_counts_and_is_said(configured, monkeypatch):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from lorica.robustness.folding import Folded
+from lorica.robustness.folding import Folded, Quick, quick
 from lorica.robustness.pgd import crafting
 from lorica.vision import ModelConfig, load_classifier
 from lorica.vision.batch_norm import on_route, split_routes
@@ -213,3 +213,25 @@ def test_a_convolution_whose_weights_are_computed_is_not_folded() -> None:
     folded = Folded(model, x)
     assert not folded.pairs
     assert torch.equal(folded(x), model(x))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_attacks_may_go_through_the_quick_copy_instead_of_the_model(name: str) -> None:
+    model, x = network(name, **SMALL[name][0]).eval(), pictures()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with crafting(model):
+        copied = quick(model, x)
+        assert isinstance(copied, Quick)
+        torch.testing.assert_close(copied(x), model(x), rtol=1e-4, atol=1e-5)
+        found, expected = gradient(copied, x), gradient(model, x)
+        assert float((found - expected).norm() / expected.norm()) < 1e-4
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_model_that_no_copy_agrees_with_is_attacked_itself() -> None:
+    class Random(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1) + torch.rand(1)
+
+    model = Random().eval()
+    assert quick(model, pictures()) is model

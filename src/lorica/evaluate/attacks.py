@@ -67,6 +67,7 @@ class Attacked:
 def attack_at(
     threat: Threat,
     model: Counted,
+    copied: Counted,
     subject: Subject,
     config: EvaluateConfig,
     logits: Tensor,
@@ -79,7 +80,8 @@ def attack_at(
 
     Args:
         threat: the radius.
-        model: in `model.attacked()`.
+        model: in `model.attacked()`; has the last word on what the attacks find.
+        copied: what they go through in its place.
         subject: with the pictures.
         config: of the evaluation.
         logits: (N, classes), of the natural pictures.
@@ -98,11 +100,11 @@ def attack_at(
         outcome = None
         if config.pgd_steps:
             outcome = attack_in_batches(
-                "pgd", plain_pgd(model, threat, config), model, pixels, labels, right.nonzero().flatten(), kept=plain,
-                batch_size=config.batch_size, advance=lambda done, total: advance("pgd", done, total),
+                "pgd", plain_pgd(copied, threat, config), copied, pixels, labels, right.nonzero().flatten(),
+                kept=plain, batch_size=config.batch_size, advance=lambda done, total: advance("pgd", done, total),
             )  # fmt: skip
         auto = autoattack(
-            model, pixels, labels, threat, settings=settings, seed=config.seed, batch_size=config.batch_size,
+            copied, pixels, labels, threat, settings=settings, seed=config.seed, batch_size=config.batch_size,
             logits=logits, kept=kept, advance=advance,
         )  # fmt: skip
     with exactly():

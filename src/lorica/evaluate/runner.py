@@ -27,7 +27,7 @@ goes on where it was stopped, and another one takes from them what it can.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from time import perf_counter
@@ -50,9 +50,10 @@ from lorica.evaluate.shadow_classifiers import recipe_file
 from lorica.evaluate.subject import Subject, subject_of
 from lorica.evaluate.verdict import judge
 from lorica.robustness.accuracy import per_class, rate
-from lorica.robustness.attacked import Counted, predict
+from lorica.robustness.attacked import Counted, as_floats, predict
 from lorica.robustness.autoattack import original
 from lorica.robustness.flags import Flag, probe
+from lorica.robustness.folding import quick
 
 SCHEMA = 1
 ROBUSTNESS_FILE = "robustness.json"
@@ -126,8 +127,11 @@ def _evaluated(config: EvaluateConfig, subject: Subject, corrupted: Corruptions 
             (None, flag) for flag in probe(model, pixels, labels, batch_size=config.batch_size)
         ]
         attacked: list[Attacked] = []
+        with exactly():
+            copied = Counted(quick(subject.model, as_floats(pixels[: config.batch_size], model.device)))
         for threat in config.threats:
-            attacked.append(attack_at(threat, model, subject, config, logits, attacked[-1] if attacked else None))
+            weaker = attacked[-1] if attacked else None
+            attacked.append(attack_at(threat, model, copied, subject, config, logits, weaker))
             flags += [(str(threat), flag) for flag in attacked[-1].flags]
         corruptions = None if corrupted is None else corrupted.table(model)
         members = None if subject.members is None else membership(model, subject, config, shadows)
@@ -148,7 +152,7 @@ def _evaluated(config: EvaluateConfig, subject: Subject, corrupted: Corruptions 
         "corruptions": corruptions,
         "membership": members,
         "flags": [{"threat": where, **asdict(flag)} for where, flag in flags],
-        "cost": _cost(threats, model, perf_counter() - began),
+        "cost": _cost(threats, (model, copied), perf_counter() - began),
         "examples": examples,
         "verdict": judge(
             natural, threats, tier=config.tier, part=subject.data["part"], flags=flags, corruptions=corruptions,
@@ -164,12 +168,12 @@ def _require_finite(logits: Tensor) -> None:
         raise LoricaError(f"the model's logits are not finite for {bad} of {len(logits)} pictures", "Is it damaged?")
 
 
-def _cost(threats: list[dict[str, Any]], model: Counted, seconds: float) -> dict[str, Any]:
+def _cost(threats: list[dict[str, Any]], models: Sequence[Counted], seconds: float) -> dict[str, Any]:
     """Of the attacks, whenever they ran; and of this call of the command as a whole."""
     parts: list[Mapping[str, Any]] = []
     for entry in threats:
         parts += [entry["pgd"]] if entry["pgd"] else []
         parts += entry["autoattack"]["attacks"]
     attacks = {key: sum(part[key] for part in parts) for key in ("forwards", "backwards", "seconds")}
-    this = {"forwards": model.forwards, "backwards": model.backwards, "seconds": seconds}
-    return {"attacks": attacks, "this_call": this}
+    this = {key: sum(getattr(model, key) for model in models) for key in ("forwards", "backwards")}
+    return {"attacks": attacks, "this_call": this | {"seconds": seconds}}
