@@ -213,9 +213,8 @@ class Trainer(EpochTrainer):
         self.method.eval()
 
         def robust(pixels: Tensor, labels: Tensor) -> Tensor:
-            return pgd(
-                self.logits, pixels, cross_entropy(labels), attack.threat, steps=attack.steps, step_size=attack.size
-            )
+            model, loss = self._attackable(pixels), cross_entropy(labels)
+            return pgd(model, pixels, loss, attack.threat, steps=attack.steps, step_size=attack.size)
 
         with crafting(self.method), self.method.route():
             return {
