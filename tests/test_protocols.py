@@ -18,7 +18,8 @@ from lorica.cli import main
 from lorica.config import load
 from lorica.data.label_split import LabelledSplit
 from lorica.data.labelled import LabelledSet
-from lorica.data.subsets import keep_labels
+from lorica.data.subsets import hide_labels, keep_labels
+from lorica.diffusion.fingerprint import weights_digest
 from lorica.errors import LoricaError
 from lorica.evaluate import EvaluateConfig
 from lorica.evaluate.protocol_config import ProtocolConfig
@@ -496,3 +497,108 @@ def test_the_page_of_all_protocols_can_be_built_again_from_their_folder(pretrain
     assert call("report", pretrained / "protocols", "--output", tmp_path / "page.html") == 0
     page = (tmp_path / "page.html").read_text()
     assert "SLF" in page and "ALF" in page
+
+
+# ----- few labels and a teacher -------------------------------------------------------------------------------------
+def test_the_recipe_for_few_labels_is_the_authors() -> None:
+    protocol = ProtocolConfig(names=["semi"], labels=0.1)
+    recipes = protocol.recipe("semi"), protocol.teacher()
+    student, teacher = (FinetuneConfig(data=Path("data"), **recipe) for recipe in recipes)
+    assert (teacher.method, teacher.epochs, teacher.milestones) == ("standard", 100, [40, 60])
+    assert (student.method, student.epochs, student.milestones) == ("distill", 15, [5, 10])
+    assert student.options == {"alpha": 0.5, "beta": 6.0} and student.attack.start == "uniform"
+    for config in (student, teacher):
+        assert (config.batch_size, config.learning_rate, config.head, config.labels) == (128, 0.1, "zeros", 0.1)
+    short = ProtocolConfig(names=["semi"], labels=0.1, epochs=10)
+    assert [made["milestones"] for made in (short.recipe("semi"), short.teacher())] == [[3, 7], [4, 6]]
+
+
+def test_hidden_labels_are_minus_one_and_their_pictures_stay() -> None:
+    other = labelled({"many": 2, "few": 2, "one": 2})
+    whole = LabelledSplit(labelled({"many": 200, "few": 10, "one": 1}, 3), other, other, ("a note",), 0)
+    hidden, few = hide_labels(whole, 0.1, 0), keep_labels(whole, 0.1, 0)
+    shown = hidden.train.labels >= 0
+    assert hidden.train.sha256 == whole.train.sha256 and torch.equal(hidden.val.labels, other.labels)
+    assert torch.equal(hidden.train.labels[shown], whole.train.labels[shown])
+    assert hidden.train.take(shown.nonzero().flatten().tolist()).names == few.train.names
+    assert f"{len(few.train)} of 214" in hidden.notes[1] and whole.train.labels.min() == 0
+    assert hide_labels(whole, 1.0, 0) is whole
+
+
+def test_a_teacher_stands_in_for_missing_labels_and_learns_nothing() -> None:
+    student, teacher = encoder(), encoder(1)
+    for classifier in (student, teacher):
+        classifier.take_classes(("a", "b", "c"))
+    cls = METHODS["distill"]
+    method = cls(cls.Options(alpha=0.3, beta=2.0), student).double().train()
+    method.teacher = teacher.double().eval().requires_grad_(False)
+    natural, attacked = torch.rand(4, 3, 8, 8).double(), torch.rand(4, 3, 8, 8).double()
+    labels = torch.tensor([2, -1, 0, -1])
+    before = copy.deepcopy(teacher.state_dict())
+    clean, seen = method(natural, attacked)
+    loss = method.loss(method.terms(clean, seen, labels))
+    expected = torch.zeros(()).double()
+    for row in range(4):
+        told, p, q = teacher(natural)[row].float().softmax(0), clean[row].softmax(0), seen[row].softmax(0)
+        soft = -(told * q.log()).sum()
+        expected += 2 * (p * (p / q).log()).sum()
+        expected += soft if labels[row] < 0 else 0.3 * soft - 0.7 * q[labels[row]].log()
+    assert torch.allclose(loss, expected / 4, atol=1e-6)
+    loss.backward()
+    assert all(p.grad is None for p in teacher.parameters()) and all(p.grad is not None for p in student.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert not method.inference().training and not any("teacher" in name for name in method.inference().state_dict())
+
+
+def test_the_attack_without_a_label_goes_by_what_the_teacher_says() -> None:
+    method, natural = distiller(), torch.rand(4, 3, 8, 8)
+    said = method.teacher(natural).argmax(1)
+    logits = torch.randn(4, 3)
+    labels = torch.tensor([(int(said[0]) + 1) % 3, -1, -1, -1])
+    expected = torch.cat([labels[:1], said[1:]])
+    assert torch.equal(method.attacker(natural, labels)(logits), method.attacker(natural, expected)(logits))
+    assert not torch.equal(method.attacker(natural, labels)(logits), method.attacker(natural, said)(logits))
+
+
+def distiller() -> Any:
+    classifier = encoder()
+    classifier.take_classes(("a", "b", "c"))
+    cls = METHODS["distill"]
+    return cls(cls.Options(), classifier).train()
+
+
+def test_a_teacher_of_other_classes_is_refused(pictures: Path, tmp_path: Path) -> None:
+    other = encoder()
+    other.take_classes(("a", "b", "c"))
+    export_folder(other, tmp_path / "teacher", card="")
+    model: Any = {"name": "cifar_resnet18", "pretrained": False, "size": (8, 8),
+             "arguments": {"width": 4, "depths": [1, 1]}}  # fmt: skip
+    options = {"teacher": str(tmp_path / "teacher")}
+    with pytest.raises(LoricaError, match="other classes"):
+        finetune(configured(pictures, tmp_path / "run", model=model, method="distill", options=options))
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_few_labels_teach_a_teacher_and_the_teacher_the_rest(fresh: Path, pictures: Path, said: Any) -> None:
+    arguments = ("evaluate", fresh, "--data", pictures, "--protocol", "semi", "--protocol-labels", "0.3", *FAST)
+    assert call(*arguments) == 0
+    folder = fresh / "protocols"
+    entry = protocols(folder)["semi"]
+    teacher, student = (json.loads((folder / name / "run.json").read_text()) for name in ("semi-teacher", "semi"))
+    assert teacher["method"] == "standard" and student["method"] == "distill"
+    assert teacher["counts"]["train"] < student["counts"]["train"]
+    assert "are trained on without" in " ".join(entry["notes"])
+    labels = {e["label"] for e in json.loads((folder / "semi" / "split.json").read_text())["parts"]["train"]}
+    assert labels == {"blue", "green", "red"}  # the file knows them all; the training did not
+    for record, route in ((teacher, "natural"), (student, "adversarial")):
+        began, _ = load_classifier(ModelConfig(name=str(fresh / "encoder"), route=route))
+        assert record["start"] == weights_digest(began)
+    before = (folder / "semi" / "run.json").read_bytes()
+    assert call(*arguments, "--resume") == 0 and (folder / "semi" / "run.json").read_bytes() == before
+    assert call("report", folder, "--output", folder / "page.html") == 0
+    assert "distill" in (folder / "page.html").read_text()
+
+
+def test_semi_without_few_labels_is_refused(fresh: Path, pictures: Path, said: Any) -> None:
+    assert call("evaluate", fresh, "--data", pictures, "--protocol", "semi", *FAST) == 2
+    assert "--protocol-labels 0.1" in said()

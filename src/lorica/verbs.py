@@ -160,7 +160,9 @@ def _protocol_runs(folder: Path) -> list[Path]:
     """The runs of an encoder's protocols, if the folder is theirs."""
     if not (folder / "protocols.json").is_file():
         return []
-    return [folder / name for name in ("slf", "alf", "aff") if _evaluation(folder / name) is not None]
+    from lorica.finetune.recipes import TITLES
+
+    return [folder / name for name in TITLES if _evaluation(folder / name) is not None]
 
 
 def _kind(folder: Path) -> str:

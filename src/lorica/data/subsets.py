@@ -61,6 +61,20 @@ def keep_labels(split: LabelledSplit, share: float, seed: int) -> LabelledSplit:
     return replace(split, train=few, notes=(*split.notes, note))
 
 
+def hide_labels(split: LabelledSplit, share: float, seed: int) -> LabelledSplit:
+    """The same as `keep_labels`, but for the other training pictures: they stay, with -1 for a label."""
+    few = keep_labels(split, share, seed)
+    if few is split:
+        return split
+    train, known = split.train, set(few.train.sha256)
+    shown = torch.tensor([value in known for value in train.sha256])
+    note = (
+        f"The labels of {len(few.train)} of {len(train)} training pictures are used, about {share:.3g} of each class, "
+        f"drawn by chance (seed {seed}); the others are trained on without."
+    )
+    return replace(split, train=replace(train, labels=train.labels.where(shown, -1)), notes=(*split.notes, note))
+
+
 def matched(first: Tensor, second: Tensor, count: int, seed: int) -> tuple[list[int], list[int]]:
     """As many rows of two sets of labels, with the same number of each class: what differs is then not the classes.
 

@@ -8,16 +8,17 @@ from pydantic import Field, field_validator, model_validator
 
 from lorica.config import Config
 from lorica.errors import LoricaError
-from lorica.finetune.recipes import AUTOLORA, PRESETS, RECIPES, Recipe, changes, shortened
+from lorica.finetune.recipes import AUTOLORA, PRESETS, RECIPES, TEACHER, Recipe, changes, shortened
 
 
 class ProtocolConfig(Config):
     """Which protocols an encoder goes through, and what is changed in their recipes."""
 
-    names: list[Literal["slf", "alf", "aff"]] = Field(
+    names: list[Literal["slf", "alf", "aff", "semi"]] = Field(
         [],
         description="fine-tune MODEL, an encoder, on labelled pictures and evaluate the result: slf (linear head on "
-        "natural pictures), alf (linear head on adversarial ones), aff (all weights, by TRADES)",
+        "natural pictures), alf (linear head on adversarial ones), aff (all weights, by TRADES), semi (all weights by "
+        "few labels and by a teacher that has learned from these)",
         json_schema_extra={"flag": "--protocol"},
     )
     preset: str | None = Field(
@@ -32,7 +33,10 @@ class ProtocolConfig(Config):
         1.0, gt=0, le=1, description="share of each class's training pictures whose labels are used, e.g. 0.01"
     )
     epochs: int | None = Field(
-        None, ge=1, description="instead of the recipe's 25 (60 of autolora); its milestones move along"
+        None,
+        ge=1,
+        description="instead of the recipe's 25 (60 of autolora; 15 of semi, and 100 of its teacher); its "
+        "milestones move along",
     )
     val_share: float | None = Field(
         None,
@@ -56,6 +60,8 @@ class ProtocolConfig(Config):
                     f"--protocol-{changed[0].replace('_', '-')} without --protocol",
                     "Say which: --protocol slf,alf,aff.",
                 )
+        if "semi" in self.names and self.labels == 1:
+            raise LoricaError("protocol semi is for few labels", "Say how many: --protocol-labels 0.1.")
         if self.preset is not None and self.preset not in PRESETS:
             near = difflib.get_close_matches(self.preset, PRESETS, n=1)
             raise LoricaError(
@@ -76,9 +82,15 @@ class ProtocolConfig(Config):
             name: of the protocol.
         """
         if name == "aff" and self.finetune == "autolora":
-            recipe = copy.deepcopy(AUTOLORA)
-        else:
-            recipe = copy.deepcopy(RECIPES[name] | PRESETS.get(self.preset or "", {}).get(name, {}))
+            return self._changed(AUTOLORA)
+        return self._changed(RECIPES[name] | PRESETS.get(self.preset or "", {}).get(name, {}))
+
+    def teacher(self) -> Recipe:
+        """Likewise, of the teacher of `semi`."""
+        return self._changed(TEACHER)
+
+    def _changed(self, recipe: Recipe) -> Recipe:
+        recipe = copy.deepcopy(recipe)
         if self.epochs is not None:
             recipe = shortened(recipe, self.epochs)
         if self.val_share is not None:

@@ -1,10 +1,10 @@
 """`lorica evaluate ENCODER --protocol slf,alf,aff`: encoder -> fine-tuning by recipe -> evaluation -> protocols.json.
 
-OUTPUT/<protocol> is a run of `lorica finetune`, with its evaluation in OUTPUT/<protocol>/evaluation. The test set is
-touched once, by that evaluation. protocols.json, schema 1:
+OUTPUT/<protocol> is a run of `lorica finetune`, with its evaluation in OUTPUT/<protocol>/evaluation, which touches the
+test set once; the teacher of `semi` is made by another run, in OUTPUT/semi-teacher. protocols.json, schema 1:
 
 - "schema"; "provenance": configuration, versions, seed, hardware
-- "protocols": by name, in the order slf, alf, aff:
+- "protocols": by name, in the order slf, alf, aff, semi:
     - "natural", "pgd20" (by the number of its steps; absent with none), "robust": rates as in robustness.json, at
       "threat", the largest radius; "upper_bound": whether a weaker tier than AutoAttack ran
     - "corruptions": mean rate or null
@@ -43,6 +43,7 @@ from lorica.vision.loading import DESCRIPTION_FILE
 SCHEMA = 1
 PROTOCOLS_FILE = "protocols.json"
 EVALUATION = "evaluation"
+TEACHER_FOLDER = "semi-teacher"
 _RATE = ("value", "low", "high", "correct", "n", "level")
 
 
@@ -78,6 +79,8 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         try:
             for name in names:
                 console.print(f"[bold]{name.upper()}[/], {TITLES[name]}")
+                if name == "semi":
+                    _teach(config, model, encoder)
                 record = finetune(runs[name])
                 found = _evaluated(_evaluate_config(config, name))
                 earlier[name] = _entry(record, found, recipes[name], config, encoder)
@@ -141,7 +144,17 @@ def _batch_norms(encoder: Classifier) -> int:
     return split_routes(copy.deepcopy(encoder), ("natural", "adversarial"))
 
 
+def _teach(config: EvaluateConfig, model: ModelConfig, encoder: Classifier) -> None:
+    """Train the teacher of `semi`: along the natural batch norms, where the encoder brings them."""
+    if encoder.natural_norms is not None:
+        model = model.model_copy(update={"route": "natural"})
+    finetune(_finetune_config(config, model, TEACHER_FOLDER, config.protocol.teacher()))
+
+
 def _finetune_config(config: EvaluateConfig, model: ModelConfig, name: str, recipe: Recipe) -> FinetuneConfig:
+    if name == "semi":
+        teacher = config.folder / TEACHER_FOLDER / "model"
+        recipe = recipe | {"options": recipe["options"] | {"teacher": str(teacher)}}
     return FinetuneConfig(
         **recipe,
         data=config.data,
@@ -182,7 +195,7 @@ def _earlier(config: EvaluateConfig, names: list[str], digest: str) -> dict[str,
     """
     file = config.folder / PROTOCOLS_FILE
     if config.overwrite:
-        for name in names:
+        for name in (*names, *([TEACHER_FOLDER] if "semi" in names else ())):
             if (config.folder / name / CONFIG_FILE).is_file():
                 shutil.rmtree(config.folder / name)
         file.unlink(missing_ok=True)

@@ -99,7 +99,7 @@ class FinetuneConfig(Config):
         gt=0,
         le=1,
         description="share of each class's training pictures whose labels are used, at least one; the others are left "
-        "out",
+        "out, or learned from without labels by method distill",
     )
     augment: bool = Field(True, description="random crops (padded by an eighth) and horizontal flips")
 

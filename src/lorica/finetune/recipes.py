@@ -15,6 +15,7 @@ TITLES = {
     "slf": "standard linear fine-tuning",
     "alf": "adversarial linear fine-tuning",
     "aff": "adversarial full fine-tuning",
+    "semi": "semi-supervised adversarial full fine-tuning",
 }
 
 _ATTACK: Recipe = {
@@ -47,6 +48,16 @@ RECIPES: dict[str, Recipe] = {
         "attack": _ATTACK | {"start": "gaussian"},
     },
 }
+_FULL = _COMMON | {"batch_size": 128, "learning_rate": 0.1}
+TEACHER: Recipe = _FULL | {"method": "standard", "epochs": 100, "milestones": [40, 60]}
+"""Of the teacher in `semi`: natural pictures along the natural batch norms, on the few labels there are."""
+RECIPES["semi"] = _FULL | {
+    "method": "distill",
+    "options": {"alpha": 0.5, "beta": 6.0},
+    "epochs": 15,
+    "milestones": [5, 10],
+}
+"""ACL's for few labels (Jiang et al., NeurIPS 2020, arXiv 2010.13337, and its code)."""
 AUTOLORA: Recipe = {"method": "autolora"}
 """Of AFF with `finetune=autolora`, which sets its rate and loss weights itself: all else is its own default."""
 

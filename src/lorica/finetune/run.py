@@ -19,7 +19,7 @@ from lorica.artefacts import (
 from lorica.config import load
 from lorica.data.label_split import LabelledSplit, load_split, split_labelled
 from lorica.data.labelled import LabelledSet, read_labelled
-from lorica.data.subsets import keep_labels
+from lorica.data.subsets import hide_labels, keep_labels
 from lorica.diffusion.fingerprint import sha256, weights_digest
 from lorica.diffusion.model import pick_device
 from lorica.epochs import CHECKPOINTS, resumed, train
@@ -82,10 +82,11 @@ def run(config: FinetuneConfig, parts: Mapping[str, LabelledSet] | None = None) 
     if config.head == "zeros":
         for parameter in classifier.head.parameters():
             torch.nn.init.zeros_(parameter)
-    for note in [*split.notes, *notes] if main else []:
-        console.print(f"[yellow]note:[/] {escape(note)}")
     method = _method(config, classifier, accelerator.device)
-    trainer = Trainer(config, accelerator, method, split)
+    learned = hide_labels(split, config.labels, config.seed) if method.takes_unlabelled else split
+    trainer = Trainer(config, accelerator, method, learned)
+    for note in [*learned.notes, *notes] if main else []:
+        console.print(f"[yellow]note:[/] {escape(note)}")
     identity = {
         "model": start,
         "pictures": sha256(*split.train.sha256, "", *split.val.sha256),
@@ -107,7 +108,7 @@ def run(config: FinetuneConfig, parts: Mapping[str, LabelledSet] | None = None) 
             doing=config.method,
             live=LIVE | (LAMBDAS if method.needs_natural_accuracy else {}),
         )
-        record = deliver(config, trainer, split, [*split.notes, *notes], identity, history) if main else {}
+        record = deliver(config, trainer, split, [*learned.notes, *notes], identity, history) if main else {}
     accelerator.wait_for_everyone()
     return record
 
@@ -127,7 +128,7 @@ def _split(config: FinetuneConfig, parts: Mapping[str, LabelledSet]) -> Labelled
         split = load_split(config.split, parts)
     else:
         split = split_labelled(parts, val_share=config.val_share, test_share=config.test_share, seed=config.seed)
-    return keep_labels(split, config.labels, config.seed)
+    return split if METHODS[config.method].takes_unlabelled else keep_labels(split, config.labels, config.seed)
 
 
 def _method(config: FinetuneConfig, classifier: Classifier, device: torch.device) -> Method:

@@ -105,9 +105,9 @@ class Trainer(EpochTrainer):
             self.average.update(method.classifier)
         self._count({name: term.detach() for name, term in terms.items()} | {"loss": loss.detach()})
         if method.needs_attack:
-            self._count({"adversarial_correct": (attacked.argmax(1) == labels).float().mean()})
+            self._count_right("adversarial_correct", attacked, labels)
         if clean is not None:
-            self._count({"natural_correct": (clean.argmax(1) == labels).float().mean()})
+            self._count_right("natural_correct", clean, labels)
         self.step_in_epoch += 1
 
     def _attacked(self, pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
@@ -144,6 +144,10 @@ class Trainer(EpochTrainer):
         rows = {"similarity": whole} | {LAYER + name: value for name, value in single.items()}
         for name, value in rows.items():
             self._count({name: value.nan_to_num(0), f"{name}#": value.isfinite().float()})
+
+    def _count_right(self, name: str, logits: Tensor, labels: Tensor) -> None:
+        known = labels >= 0  # a label of -1 is none
+        self._count({name: ((logits.argmax(1) == labels) & known).float().sum(), f"{name}#": known.float().sum()})
 
     # ----- one epoch ----------------------------------------------------------------------------------------------
     def begin_epoch(self) -> dict[str, float]:

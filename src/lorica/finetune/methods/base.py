@@ -39,6 +39,9 @@ class Method(nn.Module, ABC):
     automatic: ClassVar[bool] = False
     """Whether the learning rate follows robust accuracy by default."""
 
+    takes_unlabelled: ClassVar[bool] = False
+    """Whether it learns from pictures without labels, too: those have the label -1."""
+
     def __init__(self, options: Any, classifier: Classifier) -> None:
         super().__init__()
         self.options = options
