@@ -61,6 +61,15 @@ def test_shadows_are_trained_by_the_models_own_recipe_and_lira_and_rmia_are_run(
     assert evaluate.run(config(trained, tmp_path / "evaluation"))["membership"] == found
 
 
+@pytest.mark.parametrize(("method", "share"), [("at", 1.0), ("distill", 0.5)])
+def test_shadows_have_as_few_labels_as_the_model_had(trained, tmp_path, monkeypatch, method: str, share: float):
+    finetune.run(configured(trained / "pictures", tmp_path / "run", method=method, epochs=1, labels=0.5))
+    seen, original = [], finetune.run
+    monkeypatch.setattr(finetune, "run", lambda own, parts: (seen.append(own.labels), original(own, parts))[1])
+    evaluate.run(config(trained, tmp_path / "evaluation", model={"name": str(tmp_path / "run")}, shadows=2))
+    assert seen == [share, share]
+
+
 def test_the_training_has_to_be_known_and_members_asked_for(trained, tmp_path):
     model = {"name": str(trained / "run" / "model")}
     (trained / "copy").mkdir(exist_ok=True)

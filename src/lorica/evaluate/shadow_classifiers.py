@@ -71,6 +71,8 @@ def shadow_answers(
 
     pool = joined(members, others)
     own = load(finetune.FinetuneConfig, file=recipe)
+    # Pictures that were left out for want of a label are no members; those that were learned from without one are.
+    labels = own.labels if finetune.METHODS[own.method].takes_unlabelled else 1.0
     logits, inside = [], []
     for number in range(config.shadows):
         chosen = _half(len(pool), number, config.seed)
@@ -82,7 +84,7 @@ def shadow_answers(
         console.print(f"shadow classifier {number + 1} of {config.shadows}")
         settings = {
             "output": folder, "seed": stable_seed(config.seed, "shadow", number) % 2**31, "evaluate": "none",
-            "export": [], "split": None, "labels": 1.0, "resume": True, "overwrite": False, "device": config.device,
+            "export": [], "split": None, "labels": labels, "resume": True, "overwrite": False, "device": config.device,
         }  # fmt: skip
         finetune.run(own.model_copy(update=settings), parts)
         model, _ = load_classifier(ModelConfig(name=str(folder / "model")))
