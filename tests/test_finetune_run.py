@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -647,3 +648,15 @@ def test_an_output_that_holds_a_run_is_refused_unless_it_is_to_be_replaced(
 def test_what_is_shown_beside_the_bar_is_logged(runs: Callable[[str], Path]) -> None:
     assert set(RUN.LIVE | RUN.LAMBDAS) <= read_metrics(runs("autolora"))[-1].keys()
     assert set(RUN.LIVE) <= read_metrics(runs("at"))[-1].keys()
+
+
+def test_a_batch_that_leaves_a_process_with_too_few_pictures_is_refused(pictures: Path, tmp_path: Path) -> None:
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        original = Trainer.__init__
+        patch.setattr(Trainer, "__init__", lambda self, *args: (seen.append(args), original(self, *args))[1])
+        run(configured(pictures, tmp_path / "run", method="twins", epochs=1))
+    config, _, method, split = seen[0]
+    two = SimpleNamespace(process_index=0, num_processes=2, device=torch.device("cpu"))
+    with pytest.raises(LoricaError, match="fewer than the 2 that method twins needs"):
+        Trainer(config.model_copy(update={"batch_size": 2}), two, method, split)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from lorica.data.batches import Augment, Batches, ordered
 from lorica.data.label_split import LabelledSplit
 from lorica.data.labelled import LabelledSet
 from lorica.epochs import RESUME, EpochTrainer
+from lorica.errors import LoricaError
 from lorica.finetune.config import FinetuneConfig
 from lorica.finetune.ema import Average
 from lorica.finetune.methods import Method
@@ -58,6 +59,12 @@ class Trainer(EpochTrainer):
         self.average = Average(method.classifier, config.ema) if config.ema else None
         self.best_average = -1.0
         size = min(config.batch_size, len(split.train) // self.world * self.world)
+        if size // self.world < method.smallest:
+            raise LoricaError(
+                f"a batch of {size} pictures gives each of {self.world} process(es) fewer than the {method.smallest} "
+                f"that method {config.method} needs",
+                "Give more pictures or a larger --batch-size, or start fewer processes.",
+            )
         self.batches = Batches(
             split.train,
             size,

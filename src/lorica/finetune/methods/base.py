@@ -39,6 +39,8 @@ class Method(nn.Module, ABC):
     automatic: ClassVar[bool] = False
     """Whether the learning rate follows robust accuracy by default."""
 
+    smallest: ClassVar[int] = 1
+    """Pictures that each process must have of a batch."""
     takes_unlabelled: ClassVar[bool] = False
     """Whether it learns from pictures without labels, too: those have the label -1."""
 

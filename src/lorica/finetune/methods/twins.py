@@ -36,6 +36,7 @@ class Twins(Method):
 
     summary = "TRADES (or adversarial training) on two nets that differ in their batch-norm statistics"
     source = "Liu et al., CVPR 2023 (arXiv 2303.11135)"
+    smallest = 2  # one for each net
 
     def __init__(self, options: Any, classifier: Classifier) -> None:
         super().__init__(options, classifier)
@@ -51,8 +52,6 @@ class Twins(Method):
             self.weights = {"natural": 1.0, "kl": options.beta / (2 if options.kl_mean == "authors" else 1)}
 
     def forward(self, natural: Tensor, adversarial: Tensor) -> tuple[Tensor | None, Tensor]:
-        if len(natural) < 2:
-            raise ValueError("TWINS halves its batches: two pictures at least")
         clean, attacked = [], []
         for route, x, perturbed in zip((FROZEN, ADAPTIVE), natural.chunk(2), adversarial.chunk(2), strict=True):
             with on_route(self.classifier, route):
