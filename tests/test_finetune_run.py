@@ -101,7 +101,9 @@ def test_every_method_runs_from_pictures_to_a_model_and_its_record(
         assert row["loss"] == pytest.approx(weighted, rel=1e-5)
         assert ("val_average_robust" in row) == ("val_average_natural" in row) == (settings.ema > 0)
         assert ("natural_accuracy" in row) == METHODS[settings.method].needs_natural_accuracy
-        assert all(0 <= value <= 1 for key, value in row.items() if key.startswith("val_") or "_correct" in key)
+        shares = [value for key, value in row.items() if key.startswith("val_") and not key.endswith("_loss")]
+        shares += [value for key, value in row.items() if "_correct" in key]
+        assert len(shares) > 3 and all(0 <= value <= 1 for value in shares)
         assert all(0 <= row[key] <= 1 and round(9 * row[key], 6) % 1 == 0 for key in ("val_natural", "val_robust"))
     prefix = "val_average_" if found["weights"] == "ema" else "val_"
     best = rows[found["best_epoch"] - 1]
@@ -648,6 +650,28 @@ def test_an_output_that_holds_a_run_is_refused_unless_it_is_to_be_replaced(
 def test_what_is_shown_beside_the_bar_is_logged(runs: Callable[[str], Path]) -> None:
     assert set(RUN.LIVE | RUN.LAMBDAS) <= read_metrics(runs("autolora"))[-1].keys()
     assert set(RUN.LIVE) <= read_metrics(runs("at"))[-1].keys()
+
+
+@pytest.mark.parametrize(("judged_by", "best"), [("accuracy", 2), ("loss", 3)])
+def test_weights_are_chosen_and_the_rate_is_set_by_accuracy_or_by_loss(
+    pictures: Path, tmp_path: Path, judged_by: str, best: int
+) -> None:
+    found = iter([(0.2, 2.0), (0.6, 1.9), (0.6, 1.5), (0.4, 1.7)])
+    fed = []
+
+    def validate(self: Trainer) -> dict[str, float]:
+        accuracy, loss = next(found)
+        row = {"val_natural": 0.5, "val_robust": accuracy, "val_robust_loss": loss}
+        step = self.schedule.step
+        self.schedule.step = lambda merit: (fed.append(merit), step(merit))[1]  # type: ignore[method-assign]
+        return row
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "validate", validate)
+        patch.setattr(Trainer, "save", lambda *_: None)
+        record = run(configured(pictures, tmp_path / "run", judged_by=judged_by, epochs=4, ema=0, method="at"))
+    assert record["best_epoch"] == best
+    assert fed[0] == (0.2 if judged_by == "accuracy" else -2.0)
 
 
 def test_a_batch_that_leaves_a_process_with_too_few_pictures_is_refused(pictures: Path, tmp_path: Path) -> None:

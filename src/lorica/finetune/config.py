@@ -70,6 +70,11 @@ class FinetuneConfig(Config):
         None, description="epochs after which schedule=step divides the rate, instead of 1/2 and 5/6, e.g. 15,20"
     )
     schedule_every: int = Field(4, ge=1, description="epochs between checkpoints of the automatic schedule (paper: 4)")
+    judged_by: Literal["accuracy", "loss"] = Field(
+        "accuracy",
+        description="what the automatic learning rate follows and weights are chosen by, on validation pictures under "
+        "attack. accuracy (paper); loss: for few pictures, on which accuracies move in steps or not at all (ours)",
+    )
     head: Literal["random", "zeros"] = Field(
         "random",
         description="random: a new head begins at random, one of the same classes is kept; zeros: all weights of the "

@@ -85,7 +85,7 @@ def _best(trainer: Trainer, folder: Path) -> tuple[str, dict[str, Any]]:
     groups, row = load_state(folder / BEST)
     if (folder / BEST_AVERAGE).is_file():
         averaged, its_row = load_state(folder / BEST_AVERAGE)
-        if its_row["val_average_robust"] >= row["val_robust"]:
+        if trainer.merit(its_row, "average_") >= trainer.merit(row):
             trainer.method.classifier.load_state_dict(averaged["classifier"])
             return "ema", its_row
     trainer.method.load_state_dict(groups["method"])

@@ -1,5 +1,6 @@
 """What takes the place of a hyper-parameter search: loss weights and learning rate that follow the training itself."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -72,12 +73,12 @@ class RobustAccuracyLR:
     smallest: float = 1e-5
     accuracies: list[float] = field(default_factory=list)
     """Of all epochs so far."""
-    best: float = -1.0
+    best: float = -math.inf
     at_checkpoint: tuple[float, float] | None = None
     """Rate and best accuracy at the last checkpoint."""
 
     def step(self, robust_accuracy: float) -> Decision:
-        """Take one epoch's robust accuracy on the validation set, in [0, 1]."""
+        """Take one epoch's robust accuracy on the validation set; or any other number that is to rise."""
         self.accuracies.append(robust_accuracy)
         better = robust_accuracy > self.best
         self.best = max(self.best, robust_accuracy)
@@ -118,7 +119,7 @@ class StepLR:
     learning_rate: float
     epochs: int
     at: tuple[float, ...] = (0.5, 5 / 6)
-    best: float = -1.0
+    best: float = -math.inf
     done: int = 0
 
     def step(self, robust_accuracy: float) -> Decision:

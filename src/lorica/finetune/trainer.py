@@ -1,11 +1,13 @@
 """The training loop's parts: a step, an epoch's bookkeeping, validation, and what a resumed run must find again."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -57,7 +59,7 @@ class Trainer(EpochTrainer):
         }
         self.schedule: Any = rates[config.automatic](config.learning_rate, **own[config.automatic])
         self.average = Average(method.classifier, config.ema) if config.ema else None
-        self.best_average = -1.0
+        self.best_average = -math.inf
         size = min(config.batch_size, len(split.train) // self.world * self.world)
         if size // self.world < method.smallest:
             raise LoricaError(
@@ -172,7 +174,7 @@ class Trainer(EpochTrainer):
         if self.config.natural_accuracy == "running" and self.epoch:
             return self._running
         self.method.eval()
-        return self._share(self.split.train, self.method.natural_logits)
+        return self._tried(self.split.train, self.method.natural_logits)[0]
 
     def pending(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches that are left of the epoch."""
@@ -204,11 +206,11 @@ class Trainer(EpochTrainer):
 
     def decide(self, row: dict[str, float], folder: Path) -> Decision:
         """Keep the best weights, and set the learning rate of the next epoch; perhaps go back to the best weights."""
-        decision: Decision = self.schedule.step(row["val_robust"])
+        decision: Decision = self.schedule.step(self.merit(row))
         if decision.best:
             self._save(folder / BEST, row)
-        if self.average is not None and row["val_average_robust"] > self.best_average:
-            self.best_average = row["val_average_robust"]
+        if self.average is not None and self.merit(row, "average_") > self.best_average:
+            self.best_average = self.merit(row, "average_")
             if self.rank == 0:
                 save_state(folder / BEST_AVERAGE, {"classifier": self.average.values}, row)
         self.accelerator.wait_for_everyone()
@@ -219,6 +221,17 @@ class Trainer(EpochTrainer):
             group["lr"] = decision.learning_rate
         return decision
 
+    def merit(self, row: Mapping[str, float], prefix: str = "") -> float:
+        """What weights are chosen and the learning rate is set by, of an epoch's `validate`: the higher the better.
+
+        Args:
+            row: of the epoch.
+            prefix: "average_" for the averaged weights.
+        """
+        if self.config.judged_by == "loss":
+            return -row[f"val_{prefix}robust_loss"]
+        return row[f"val_{prefix}robust"]
+
     def _accuracies(self, prefix: str) -> dict[str, float]:
         attack = self.config.attack
         self.method.eval()
@@ -228,28 +241,34 @@ class Trainer(EpochTrainer):
             return pgd(model, pixels, loss, attack.threat, steps=attack.steps, step_size=attack.size)
 
         with crafting(self.method), self.method.route():
-            return {
-                f"val_{prefix}natural": self._share(self.split.val, self.logits),
-                f"val_{prefix}robust": self._share(self.split.val, self.logits, robust),
-            }
+            natural, _ = self._tried(self.split.val, self.logits)
+            accuracy, loss = self._tried(self.split.val, self.logits, robust)
+        return {
+            f"val_{prefix}natural": natural,
+            f"val_{prefix}robust": accuracy,
+            f"val_{prefix}robust_loss": loss,
+        }
 
-    def _share(
+    def _tried(
         self,
         data: LabelledSet,
         logits: Callable[[Tensor], Tensor],
         perturb: Callable[[Tensor, Tensor], Tensor] | None = None,
-    ) -> float:
-        """Share of pictures that are classified rightly, over all processes."""
+    ) -> tuple[float, float]:
+        """Share of pictures that are classified rightly, and mean cross-entropy, over all processes."""
         mine = data.take(range(self.rank, len(data), self.world))
-        right = torch.zeros((), device=self.device)
+        totals = torch.zeros(2, device=self.device)
         size = max(self.config.batch_size, 256) // self.world
         for pixels, labels in ordered(mine, size, self.device) if len(mine) else ():
             with self._autocast():
                 seen = self._laid_out(pixels)
                 seen = seen if perturb is None else perturb(seen, labels)
                 with torch.no_grad():
-                    right += (logits(seen).argmax(1) == labels).sum()
-        return float(self.accelerator.reduce(right, "sum").item()) / len(data)
+                    said = logits(seen)
+                    right = (said.argmax(1) == labels).float().sum()
+                    totals += torch.stack([right, F.cross_entropy(said, labels, reduction="sum")])
+        right, loss = self.accelerator.reduce(totals, "sum").tolist()
+        return right / len(data), loss / len(data)
 
     def _share_statistics(self) -> None:
         """Batch-norm statistics of several processes become one, in the average too."""
