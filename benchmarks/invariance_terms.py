@@ -23,8 +23,9 @@ from lorica.checkpoint import load_state
 from lorica.config import load
 from lorica.data.batches import Batches
 from lorica.data.unlabelled import read_unlabelled
+from lorica.epochs import CHECKPOINTS, RESUME
 from lorica.pretrain import PretrainConfig, adversarial_invariance, nt_xent, standard_invariance
-from lorica.pretrain.trainer import CHECKPOINTS, RESUME, Trainer, method_of
+from lorica.pretrain.trainer import Trainer, method_of
 from lorica.vision import load_classifier
 
 FORMS = ("paper", "authors", "anchored")

@@ -52,6 +52,8 @@ def test_every_method_is_trained_evaluated_and_reported_by_name(
     assert evaluation["model"]["weights"] == record["weights"] in ("ema", "raw")
     assert evaluation["data"]["part"] == "test" and evaluation["data"]["pictures"] == record["counts"]["test"]
     assert "an upper bound" in said and record["verdict"] in said
+    assert record["flags"] == [flag for flag in evaluation["flags"] if flag["raised"]]
+    assert all(flag["problem"] in said for flag in record["flags"])
     assert "upper bound" in (run / "model" / "README.md").read_text()
     assert "<html" in (run / "report.html").read_text()
 

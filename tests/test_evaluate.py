@@ -25,7 +25,7 @@ from lorica.evaluate.subject import subject_of
 from lorica.robustness.attacked import Counted, as_floats, predict
 from lorica.robustness.autoattack import AutoAttackSettings, autoattack
 from lorica.robustness.corruptions import SEVERITIES, corrupt
-from lorica.robustness.flags import Flag
+from lorica.robustness.flags import Flag, unanswered
 from lorica.vision import Classifier, ModelConfig, load_classifier
 from lorica.vision.export import export_folder
 
@@ -620,3 +620,10 @@ def test_a_raised_doubt_is_part_of_the_verdict(configured, monkeypatch):
     verdict = run(configured(tier="quick"))["verdict"]
     assert not verdict["trusted"] and "may be lower: the sky falls." in verdict["text"]
     assert "all is well" not in verdict["text"]
+
+
+def test_classes_that_are_never_answered_are_named() -> None:
+    labels, classes = torch.tensor([0, 1, 2, 3, 3]), ("hat", "shoe", "sock", "tie", "belt")
+    flag = unanswered(torch.tensor([3, 1, 1, 3, 4]), labels, classes)
+    assert flag.raised and flag.value == 2 and "2 of the 4 classes that it is shown: hat, sock" in flag.problem
+    assert not flag.doubt and not unanswered(torch.tensor([3, 2, 1, 0, 4]), labels, classes).raised

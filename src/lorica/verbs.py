@@ -79,6 +79,7 @@ def _pretrain(config: Any) -> None:
 
 
 def _finetune(config: Any) -> None:
+    from lorica.evaluate.console import print_flags
     from lorica.finetune import run
 
     result = run(config)
@@ -91,6 +92,7 @@ def _finetune(config: Any) -> None:
         )
         if "verdict" in result:
             console.print(f"[bold]{escape(result['verdict'])}[/]")
+            print_flags(result.get("flags", []))
             _robustness_page([config.output / "evaluation"], config.output / "report.html")
 
 

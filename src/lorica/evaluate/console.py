@@ -26,9 +26,14 @@ def print_evaluation(evaluation: dict[str, Any]) -> None:
         table.add_row(escape(entry["text"]), *shown, escape(percent(entry["robust"])))
     console.print(table)
     console.print("PGD stands alone; the others go on from left to right. Worst case: all of them, and smaller radii.")
-    for flag in evaluation["flags"]:
+    print_flags(evaluation["flags"])
+    for note in evaluation["warnings"]:
+        console.print(f"[yellow]note:[/] {escape(note)}")
+
+
+def print_flags(flags: list[dict[str, Any]]) -> None:
+    """A warning for each flag that is raised."""
+    for flag in flags:
         if flag["raised"]:
             where = f"{flag['threat']}: " if flag["threat"] else ""
             console.print(f"[yellow]warning:[/] {escape(where + flag['problem'])}. {escape(flag['advice'])}")
-    for note in evaluation["warnings"]:
-        console.print(f"[yellow]note:[/] {escape(note)}")

@@ -52,7 +52,7 @@ from lorica.evaluate.verdict import judge
 from lorica.robustness.accuracy import per_class, rate
 from lorica.robustness.attacked import Counted, as_floats, predict
 from lorica.robustness.autoattack import original
-from lorica.robustness.flags import Flag, probe
+from lorica.robustness.flags import Flag, probe, unanswered
 from lorica.robustness.folding import quick
 
 SCHEMA = 1
@@ -126,6 +126,7 @@ def _evaluated(config: EvaluateConfig, subject: Subject, corrupted: Corruptions 
         flags: list[tuple[str | None, Flag]] = [
             (None, flag) for flag in probe(model, pixels, labels, batch_size=config.batch_size)
         ]
+        flags.append((None, unanswered(logits.argmax(dim=1), labels, classes)))
         attacked: list[Attacked] = []
         with exactly():
             copied = Counted(quick(subject.model, as_floats(pixels[: config.batch_size], model.device)))

@@ -130,4 +130,5 @@ def _evaluated(config: FinetuneConfig) -> dict[str, Any]:
         "attack": "AutoAttack",
         "attack_version": config.evaluate,
         "verdict": found["verdict"]["text"],
+        "flags": [flag for flag in found["flags"] if flag["raised"]],
     }

@@ -4,7 +4,7 @@ The checks are those of AutoAttack (arXiv 2003.01690 and its document on flags).
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from lorica.robustness.attacked import Counted, as_floats
 from lorica.vision.classifier import returns_probabilities
 
+_NAMED = 5  # classes
 _PASSES, _CHANGE = 5, 1e-4  # of a model that may be random; AutoAttack's own numbers
 
 
@@ -81,6 +82,25 @@ def probe(model: Counted, pixels: Tensor, labels: Tensor, *, batch_size: int) ->
             "Look for what hides it (saturated outputs, rounding, half precision); Square does not need it.",
         ),
     ]  # fmt: skip
+
+
+def unanswered(predictions: Tensor, labels: Tensor, classes: Sequence[str]) -> Flag:
+    """Whether a model leaves out whole classes: its robust accuracy is then that of a few easy ones.
+
+    Args:
+        predictions: (N,) int64, for natural pictures.
+        labels: (N,) int64.
+        classes: names, by label.
+    """
+    shown, said = set(labels.tolist()), set(predictions.tolist())
+    left = [classes[label] for label in sorted(shown - said)]
+    names = ", ".join(left[:_NAMED]) + (", ..." if len(left) > _NAMED else "")
+    return Flag(
+        "unanswered_classes", bool(left), len(left),
+        f"the model never answers with {len(left)} of the {len(shown)} classes that it is shown: {names}",
+        "It has not learned these: train it for longer, or at a rate that does not fall so soon (lorica finetune "
+        "--judged-by loss or --schedule constant).", doubt=False,
+    )  # fmt: skip
 
 
 def _largest_change(logits: list[Tensor]) -> float:
