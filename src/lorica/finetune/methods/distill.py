@@ -17,7 +17,7 @@ from lorica.vision import Classifier, ModelConfig, load_classifier
 
 @METHODS.register("distill")
 class Distill(Method):
-    """The recipe of ACL for few labels (Jiang et al., NeurIPS 2020, arXiv 2010.13337, section 4.2, and its code).
+    """The recipe of ACL for few labels (Jiang et al., NeurIPS 2020, arXiv 2010.13337), as its code has it.
 
     Mean over the batch's pictures, t being the teacher and H(p, q) = -sum p log q:
 
