@@ -47,6 +47,7 @@ def configured(pictures: Path, output: Path, **options: Any) -> FinetuneConfig:
         "data": pictures, "output": output, "model": NETWORK, "epochs": 2, "epoch_steps": 1, "batch_size": 8,
         "learning_rate": 0.05, "attack": {"steps": 2, "eps": "4/255"}, "ema": 0.9, "val_share": 0.25,
         "schedule_every": 2, "similarity_batches": 1, "evaluate": "none", "device": "cpu",
+        "precision": "fp32",  # whatever this processor is fastest in
     }  # fmt: skip
     return FinetuneConfig(**(settings | options))
 

@@ -21,6 +21,7 @@ def tiny_config(**changes: Any) -> PretrainConfig:
     """Two epochs of two steps on eight pictures."""
     settings = {
         "data": "pictures", "model": MODEL, "epochs": 2, "batch_size": 4, "attack": {"steps": 2}, "device": "cpu",
+        "precision": "fp32",  # whatever this processor is fastest in
     }  # fmt: skip
     return PretrainConfig(**settings | changes)
 

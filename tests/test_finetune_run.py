@@ -32,7 +32,7 @@ from lorica.config import load
 from lorica.data.batches import ordered
 from lorica.data.label_split import LabelledSplit
 from lorica.data.labelled import LabelledSet
-from lorica.epochs import CHECKPOINTS
+from lorica.epochs import CHECKPOINTS, resolve_precision
 from lorica.errors import LoricaError
 from lorica.finetune import METHODS, AttackConfig, Diverged, FinetuneConfig, gradient_similarity, run
 from lorica.finetune.ema import Average
@@ -135,8 +135,19 @@ def test_the_same_configuration_gives_the_same_bits_and_another_seed_others(
     assert other["weights_sha256"] != record(runs("autolora"))["weights_sha256"]
 
 
+@pytest.mark.parametrize(("device", "amx", "expected"), [("cuda", False, "bf16"), ("cpu", True, "bf16"),
+                                                         ("cpu", False, "fp32"), ("mps", True, "fp32")])  # fmt: skip
+def test_precision_is_bf16_where_the_device_has_units_for_it(
+    monkeypatch: pytest.MonkeyPatch, device: str, amx: bool, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True} if amx else {})
+    assert resolve_precision("auto", torch.device(device)) == expected
+    assert resolve_precision("fp32", torch.device(device)) == "fp32"
+    assert resolve_precision("bf16", torch.device(device)) == "bf16"
+
+
 def test_bf16_trains_float32_weights(finetune: Finetune, runs: Callable[[str], Path], tmp_path: Path) -> None:
-    finetune(precision="bf16")
+    assert finetune(precision="bf16")["precision"] == "bf16" and record(runs("autolora"))["precision"] == "fp32"
     half, full = read_metrics(tmp_path / "run"), read_metrics(runs("autolora"))
     assert half[0]["loss"] == pytest.approx(full[0]["loss"], rel=0.05) and half[0]["loss"] != full[0]["loss"]
     groups, _ = load_state(tmp_path / "run" / CHECKPOINTS / BEST)

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +19,21 @@ from lorica.progress import console
 
 CHECKPOINTS, RESUME = "checkpoints", "resume.safetensors"
 
+Precision = Literal["auto", "fp32", "bf16"]
+PRECISION = "auto: bf16 on a GPU and on a CPU that multiplies matrices of it (AMX), else fp32"
+"""What `--help` says of it."""
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """What passes are computed in: bfloat16 wherever the device has units for it, unless something else is asked for.
+
+    On a CPU without them bfloat16 is slower than float32.
+    """
+    if precision != "auto":
+        return precision
+    fast = device.type == "cuda" or (device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False))
+    return "bf16" if fast else "fp32"
+
 
 class EpochTrainer(ABC):
     """What `train` drives: steps, epochs, and the state that a resumed run must find again.
@@ -26,19 +41,21 @@ class EpochTrainer(ABC):
     Args:
         accelerator: the processes.
         network: what is trained, on its device.
-        half: compute in bfloat16.
+        precision: of forward and backward passes; weights stay in float32.
         channels_last: memory layout of the pictures.
     """
 
     steps_per_epoch: int
 
-    def __init__(self, accelerator: Accelerator, network: nn.Module, *, half: bool, channels_last: bool) -> None:
+    def __init__(
+        self, accelerator: Accelerator, network: nn.Module, *, precision: Precision, channels_last: bool
+    ) -> None:
         self.accelerator, self.network, self.device = accelerator, network, accelerator.device
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.epoch = self.step_in_epoch = 0
         self.sums: dict[str, Tensor] = {}
         """Of what has been counted in the epoch so far."""
-        self._half, self._channels_last = half, channels_last
+        self.precision, self._channels_last = resolve_precision(precision, self.device), channels_last
 
     @abstractmethod
     def begin_epoch(self) -> dict[str, float]:
@@ -101,7 +118,7 @@ class EpochTrainer(ABC):
                 gradient.copy_(whole.view_as(gradient))
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._half)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _laid_out(self, pixels: Tensor) -> Tensor:
         return pixels.contiguous(memory_format=torch.channels_last) if self._channels_last else pixels
@@ -113,7 +130,8 @@ def resumed(trainer: EpochTrainer, output: Path, identity: Mapping[str, str], ep
     Args:
         trainer: as it is before its first step.
         output: folder of the run.
-        identity: what the state must belong to: digests of the model and of the pictures, the number of processes.
+        identity: what the state must belong to: digests of the model and of the pictures, the number of processes,
+            the precision.
         epochs: of the whole run.
 
     Returns:

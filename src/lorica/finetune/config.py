@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from lorica.config import Config, load
+from lorica.epochs import PRECISION, Precision
 from lorica.errors import LoricaError
 from lorica.finetune.methods import METHODS
 from lorica.robustness.config import PgdConfig
@@ -122,7 +123,7 @@ class FinetuneConfig(Config):
     )
     seed: int = Field(0, ge=0, description="of the split, new weights and every draw")
     device: str | None = Field(None, description="cpu or cuda; picks cuda where there is one")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
+    precision: Precision = Field("auto", description=PRECISION)
     channels_last: bool = Field(True, description="memory layout of convolutional networks")
     compile: bool = Field(False, description="torch.compile the network")
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints within an epoch")

@@ -51,6 +51,7 @@ def deliver(
         "stopped": history["stopped"],
         "seconds": history["seconds"],
         "processes": trainer.world,
+        "precision": trainer.precision,
     }
     _export(config, classifier, record)
     write_json(config.output / RUN_FILE, record)  # of which the evaluation learns what these weights are

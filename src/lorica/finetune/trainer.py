@@ -44,8 +44,7 @@ class Trainer(EpochTrainer):
     """
 
     def __init__(self, config: FinetuneConfig, accelerator: Accelerator, method: Method, split: LabelledSplit) -> None:
-        half = config.precision == "bf16" or (config.precision == "auto" and accelerator.device.type == "cuda")
-        super().__init__(accelerator, method, half=half, channels_last=config.channels_last)
+        super().__init__(accelerator, method, precision=config.precision, channels_last=config.channels_last)
         self.config, self.method, self.split = config, method, split
         trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
         self.optimiser = torch.optim.SGD(

@@ -53,6 +53,7 @@ def deliver(
         "steps": trainer.epoch * trainer.steps_per_epoch,
         "seconds": history["seconds"],
         "processes": trainer.world,
+        "precision": trainer.precision,
         "route": trainer.route,
         "plus_plus": None,
         "magnified": _MAGNIFIED,

@@ -52,8 +52,7 @@ class Trainer(EpochTrainer):
         # Imported late: timm is an extra, and whoever only wants the configuration does not wait for it.
         from timm.optim.lars import Lars
 
-        half = config.precision == "bf16" or (config.precision == "auto" and accelerator.device.type == "cuda")
-        super().__init__(accelerator, method, half=half, channels_last=config.channels_last)
+        super().__init__(accelerator, method, precision=config.precision, channels_last=config.channels_last)
         self.config, self.method = config, method
         # All parameters adapt their rate, biases and batch norms too, as in the authors' code. There the momentum
         # holds past rates; here, as in the library, today's rate multiplies it: it differs where the rate changes.

@@ -25,8 +25,8 @@ def model_card(facts: Facts) -> str:
             pretrained, what training began with; data; counts, pictures by part; weights, "ema" or "raw"; seed or
             seeds; threat, e.g. "L-inf 8/255"; natural and robust, accuracies on the test pictures as
             {"value", "low", "high", "level", "n"} or a number in [0, 1]; attack and attack_version, e.g. "AutoAttack"
-            and "standard"; val_natural and val_robust, by which the weights were chosen; hardware and versions,
-            mappings; caveats, a list of sentences.
+            and "standard"; val_natural and val_robust, by which the weights were chosen; precision of training, e.g.
+            "fp32"; hardware and versions, mappings; caveats, a list of sentences.
     """
     facts = _settled(facts)
     sections = [
@@ -91,6 +91,7 @@ def _pretraining(facts: Facts) -> Iterator[tuple[str, str]]:
     yield "Data", f"{_named(facts.get('data'), last=True)}, {_text(facts.get('pictures'))} pictures"
     yield "Epochs", _text(facts.get("epochs"))
     yield "Seeds", _text(facts.get("seed"))
+    yield "Precision", _text(facts.get("precision"))
     yield "Hardware", _pairs(facts.get("hardware"))
     yield "Versions", _pairs(facts.get("versions"))
 
@@ -147,6 +148,7 @@ def _training(facts: Facts) -> Iterator[tuple[str, str]]:
         yield "Pictures", _pairs(facts["counts"])
     seeds = facts.get("seeds", facts.get("seed"))
     yield "Seeds", _listing(seeds if isinstance(seeds, list | tuple) else None if seeds is None else [seeds])
+    yield "Precision", _text(facts.get("precision"))
     yield "Hardware", _pairs(facts.get("hardware"))
     yield "Versions", _pairs(facts.get("versions"))
 

@@ -87,6 +87,7 @@ def provenance(runs: Sequence[PretrainingRun]) -> list[tuple[str, list[str]]]:
         ("Steps", lambda run: _whole(finite(run.record.get("steps")))),
         ("Time", lambda run: duration(finite(run.record.get("seconds")))),
         ("Processes", lambda run: run.record.get("processes")),
+        ("Precision", lambda run: run.record.get("precision")),
         ("Batch norms of the encoder", lambda run: run.record.get("route")),
         ("Encoder's sha256", lambda run: run.record.get("encoder_sha256")),
         ("Classes of the probes", lambda run: _joined(run.probe.get("classes"), ", ")),

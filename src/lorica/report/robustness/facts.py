@@ -67,6 +67,7 @@ def trained(runs: Sequence[RobustnessRun]) -> Facts:
         ("Of epoch", ("best_epoch",)),
         ("Natural accuracy then, validation", lambda run: _percent(run.record.get("val_natural"))),
         ("Robust accuracy then, validation", lambda run: _percent(run.record.get("val_robust"))),
+        ("Precision of training", ("precision",)),
         ("Seed", ("seed",)),
         ("Time", lambda run: duration(finite(run.record.get("seconds")))),
         ("Hardware", lambda run: _hardware(section(run.record, "hardware"))),
