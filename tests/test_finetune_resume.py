@@ -171,7 +171,7 @@ def test_resuming_with_another_configuration_names_the_changed_keys(
 def test_a_run_left_to_the_processor_does_not_go_on_in_another_precision(
     finetune: Finetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     with monkeypatch.context() as patch:
         around_step(patch, 1, press_ctrl_c)
         with pytest.raises(KeyboardInterrupt):
