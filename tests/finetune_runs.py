@@ -26,6 +26,7 @@ from lorica.finetune.trainer import Trainer
 from lorica.monitor import read_metrics
 
 RUN: Any = sys.modules["lorica.finetune.run"]  # the module; `lorica.finetune.run` is the function in it
+TRAINER: Any = sys.modules["lorica.finetune.trainer"]
 NETWORK = {"name": "cifar_resnet18", "pretrained": False, "size": (16, 16),
            "arguments": {"width": 4, "depths": [1, 1]}}  # fmt: skip
 STEPS = 3
@@ -47,6 +48,7 @@ def configured(pictures: Path, output: Path, **options: Any) -> FinetuneConfig:
         "data": pictures, "output": output, "model": NETWORK, "epochs": 2, "epoch_steps": 1, "batch_size": 8,
         "learning_rate": 0.05, "attack": {"steps": 2, "eps": "4/255"}, "ema": 0.9, "val_share": 0.25,
         "schedule_every": 2, "similarity_batches": 1, "evaluate": "none", "device": "cpu",
+        "judged_by": "accuracy",  # the paper's rule, which so few pictures would not get
         "precision": "fp32",  # whatever this processor is fastest in
     }  # fmt: skip
     return FinetuneConfig(**(settings | options))

@@ -130,7 +130,7 @@ def audited(model: nn.Module, about: Subject, **options) -> dict:
     config = EvaluateConfig(**({"data": "x", "members": "train", "batch_size": 64, "pgd_steps": 4} | options))
     counted = Counted(model)
     with counted.attacked():
-        return membership(counted, about, config)
+        return membership(counted, counted, about, config)
 
 
 class Memory(nn.Module):

@@ -348,7 +348,7 @@ def test_a_card_reads_the_record_of_a_run_and_shows_names_but_no_paths():
     card = model_card(record)
     assert "**Data:** `foxes`" in card and "**Began with:** `w.pt`" in card and "**Seeds:** `3`" in card
     assert "alice" not in card and "**Weights:** raw, not averaged" in card
-    assert "41.0%; the weights were chosen by it" in card and "fast mode" in card
+    assert "41.0%; the weights were chosen on these pictures" in card and "fast mode" in card
 
 
 HOSTILE = (

@@ -18,6 +18,7 @@ from finetune_runs import (
     NETWORK,
     RUN,
     STEPS,
+    TRAINER,
     Epoch,
     around_step,
     configured,
@@ -663,10 +664,12 @@ def test_what_is_shown_beside_the_bar_is_logged(runs: Callable[[str], Path]) -> 
     assert set(RUN.LIVE) <= read_metrics(runs("at"))[-1].keys()
 
 
-@pytest.mark.parametrize(("judged_by", "best"), [("accuracy", 2), ("loss", 3)])
+@pytest.mark.parametrize(
+    ("judged_by", "few", "best"), [("accuracy", 500, 2), ("loss", 0, 3), ("auto", 9, 2), ("auto", 10, 3)]
+)
 def test_weights_are_chosen_and_the_rate_is_set_by_accuracy_or_by_loss(
-    pictures: Path, tmp_path: Path, judged_by: str, best: int
-) -> None:
+    pictures: Path, tmp_path: Path, judged_by: str, few: int, best: int
+) -> None:  # nine validation pictures
     found = iter([(0.2, 2.0), (0.6, 1.9), (0.6, 1.5), (0.4, 1.7)])
     fed = []
 
@@ -678,11 +681,13 @@ def test_weights_are_chosen_and_the_rate_is_set_by_accuracy_or_by_loss(
         return row
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TRAINER, "FEW_PICTURES", few)
         patch.setattr(Trainer, "validate", validate)
         patch.setattr(Trainer, "save", lambda *_: None)
         record = run(configured(pictures, tmp_path / "run", judged_by=judged_by, epochs=4, ema=0, method="at"))
     assert record["best_epoch"] == best
-    assert fed[0] == (0.2 if judged_by == "accuracy" else -2.0)
+    assert fed[0] == (0.2 if best == 2 else -2.0)
+    assert record["chosen_by"] == f"robust validation {'accuracy' if best == 2 else 'loss'}"
 
 
 def test_a_batch_that_leaves_a_process_with_too_few_pictures_is_refused(pictures: Path, tmp_path: Path) -> None:

@@ -326,7 +326,7 @@ def test_the_last_weights_are_delivered_where_they_are_asked_for_even_after_a_co
     assert (found["stopped"], found["epochs"], found["best_epoch"]) == (None, 4, 4) and len(last) == 4
     assert (found["weights"], found["val_robust"]) == ("ema" if ema else "raw", 0.1)
     assert same(exported(tmp_path / "run"), last[-1]) and not same(exported(tmp_path / "run"), last[0])
-    assert "chosen by it" not in (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "chosen on these" not in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

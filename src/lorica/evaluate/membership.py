@@ -183,7 +183,7 @@ def _sides(subject: Subject, config: EvaluateConfig) -> tuple[LabelledSet, Label
 
 
 def membership(
-    model: Counted, subject: Subject, config: EvaluateConfig, shadows: Shadows | None = None
+    model: Counted, copied: Counted, subject: Subject, config: EvaluateConfig, shadows: Shadows | None = None
 ) -> dict[str, Any]:
     """Audit a classifier: without shadows by its losses, with them by `lira` and `rmia` on logits, too.
 
@@ -192,7 +192,8 @@ def membership(
     ones.
 
     Args:
-        model: in `model.attacked()`.
+        model: in `model.attacked()`; its answers are compared.
+        copied: what adversarial pictures are made with in its place.
         subject: with members and the evaluated pictures, which are the non-members.
         config: of the evaluation.
         shadows: what `shadows_of` gave.
@@ -205,7 +206,7 @@ def membership(
     """
     threat, sides = config.threats[-1], _sides(subject, config)
     count = len(sides[0])
-    found = [_signals(model, side.pixels, subject.outputs[side.labels], threat, config) for side in sides]
+    found = [_signals(model, copied, side.pixels, subject.outputs[side.labels], threat, config) for side in sides]
     signals = {name: (found[0][name], found[1][name]) for name in _ATTACKS}
     if shadows is not None:
         signals |= _against(shadows, model, subject, sides, config)
@@ -247,7 +248,7 @@ def _against(
 
 
 def _signals(
-    model: Counted, pixels: Tensor, labels: Tensor, threat: Threat, config: EvaluateConfig
+    model: Counted, copied: Counted, pixels: Tensor, labels: Tensor, threat: Threat, config: EvaluateConfig
 ) -> dict[str, Floats]:
     natural = predict(model, pixels, batch_size=config.batch_size)
     steps = config.pgd_steps or 20
@@ -258,7 +259,7 @@ def _signals(
         x, y = as_floats(some, model.device), own.to(model.device)
         generator = torch.Generator().manual_seed(stable_seed(config.seed, "membership", number))
         start = threat.random(x, generator)
-        found = pgd(model, x, cross_entropy(y), threat, steps=steps, step_size=size, start=start)
+        found = pgd(copied, x, cross_entropy(y), threat, steps=steps, step_size=size, start=start)
         attacked.append(model(found).cpu())
     return {
         "loss": scaled_confidence(natural.numpy(), labels.numpy()),

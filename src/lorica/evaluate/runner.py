@@ -135,7 +135,7 @@ def _evaluated(config: EvaluateConfig, subject: Subject, corrupted: Corruptions 
             attacked.append(attack_at(threat, model, copied, subject, config, logits, weaker))
             flags += [(str(threat), flag) for flag in attacked[-1].flags]
         corruptions = None if corrupted is None else corrupted.table(model)
-        members = None if subject.members is None else membership(model, subject, config, shadows)
+        members = None if subject.members is None else membership(model, copied, subject, config, shadows)
         said = logits.argmax(dim=1)
         examples = write_examples(model, subject, attacked[-1], said, config)
     right = said == labels

@@ -13,6 +13,9 @@ from lorica.robustness.config import PgdConfig
 from lorica.robustness.threat import Norm, Threat
 from lorica.vision import ModelConfig
 
+FEW_PICTURES = 500
+"""Validation pictures below which judged_by=auto is the loss: one standard error of their accuracy is 2 points."""
+
 
 class AttackConfig(PgdConfig):
     """The attack that adversarial pictures of training and validation come from."""
@@ -71,10 +74,11 @@ class FinetuneConfig(Config):
         None, description="epochs after which schedule=step divides the rate, instead of 1/2 and 5/6, e.g. 15,20"
     )
     schedule_every: int = Field(4, ge=1, description="epochs between checkpoints of the automatic schedule (paper: 4)")
-    judged_by: Literal["accuracy", "loss"] = Field(
-        "accuracy",
+    judged_by: Literal["auto", "accuracy", "loss"] = Field(
+        "auto",
         description="what the automatic learning rate follows and weights are chosen by, on validation pictures under "
-        "attack. accuracy (paper); loss: for few pictures, on which accuracies move in steps or not at all (ours)",
+        "attack. accuracy (paper); loss: for few pictures, on which accuracies move in steps or not at all (ours); "
+        f"auto: loss on fewer than {FEW_PICTURES}",
     )
     head: Literal["random", "zeros"] = Field(
         "random",
@@ -175,6 +179,6 @@ class FinetuneConfig(Config):
             )
 
     @property
-    def automatic(self) -> str:
+    def automatic(self) -> Literal["auto", "step", "constant"]:
         """The learning rate's schedule."""
         return self.schedule or ("auto" if METHODS[self.method].automatic else "step")

@@ -43,6 +43,7 @@ def deliver(
         "notes": notes,
         "start": identity["model"],
         "weights": chosen,
+        "chosen_by": "last epoch" if config.select == "last" else f"robust validation {trainer.judged_by}",
         "weights_sha256": weights_digest(classifier),
         "best_epoch": row["epoch"],
         "val_natural": row[f"{prefix}natural"],
@@ -95,7 +96,7 @@ def _best(trainer: Trainer, folder: Path) -> tuple[str, dict[str, Any]]:
 
 def _export(config: FinetuneConfig, classifier: Classifier, record: dict[str, Any]) -> None:
     folder = config.output / MODEL
-    # The card says that the weights were chosen by the validation accuracies that it shows.
+    # The card says of the validation accuracies that the weights were chosen on the same pictures.
     unsaid = {"val_natural", "val_robust"} if config.select == "last" else set()
     card = model_card({key: value for key, value in record.items() if key not in unsaid})
     export_folder(classifier, folder, card=card)

@@ -1,5 +1,8 @@
 """An exponential average of the weights, which generalises better under attack than the last ones."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -26,3 +29,13 @@ class Average:
         torch._foreach_lerp_([self.values[key] for key in floats], [state[key] for key in floats], 1 - decay)
         for key in state.keys() - set(floats):
             self.values[key].copy_(state[key])
+
+    @contextmanager
+    def within(self, module: nn.Module) -> Iterator[None]:
+        """Inside the block the module has the averaged weights; its own come back at the end."""
+        own = {name: value.clone() for name, value in module.state_dict().items()}
+        module.load_state_dict(self.values)
+        try:
+            yield
+        finally:
+            module.load_state_dict(own)

@@ -1,9 +1,10 @@
 """What takes the place of a hyper-parameter search: loss weights and learning rate that follow the training itself."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 
 def loss_weights(natural_accuracy: float, alpha: float = 1.0, lambda2_max: float = 6.0) -> tuple[float, float]:
@@ -142,3 +143,28 @@ class StepLR:
 
 
 Schedule = RobustAccuracyLR | StepLR
+
+
+def schedule_of(
+    kind: Literal["auto", "step", "constant"],
+    learning_rate: float,
+    epochs: int,
+    every: int = 4,
+    milestones: Sequence[int] | None = None,
+) -> Schedule:
+    """A schedule by its name.
+
+    Args:
+        kind: "auto" is `RobustAccuracyLR`, "step" `StepLR`, "constant" one that never falls.
+        learning_rate: at the start.
+        epochs: in all.
+        every: of "auto".
+        milestones: of "step": epochs after which the rate falls, instead of the usual shares.
+    """
+    if kind == "auto":
+        return RobustAccuracyLR(learning_rate, every)
+    if kind == "constant":
+        return StepLR(learning_rate, epochs, at=())
+    if milestones is None:
+        return StepLR(learning_rate, epochs)
+    return StepLR(learning_rate, epochs, at=tuple(milestone / epochs for milestone in milestones))

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ from lorica.data.label_split import LabelledSplit
 from lorica.data.labelled import LabelledSet
 from lorica.epochs import RESUME, EpochTrainer
 from lorica.errors import LoricaError
-from lorica.finetune.config import FinetuneConfig
+from lorica.finetune.config import FEW_PICTURES, FinetuneConfig
 from lorica.finetune.ema import Average
 from lorica.finetune.methods import Method
-from lorica.finetune.schedule import Decision, RobustAccuracyLR, StepLR
+from lorica.finetune.schedule import Decision, schedule_of
 from lorica.finetune.similarity import gradient_similarity
 from lorica.robustness.folding import Folded
 from lorica.robustness.pgd import Model, crafting, cross_entropy, n_fgsm, pgd
@@ -50,13 +49,9 @@ class Trainer(EpochTrainer):
         self.optimiser = torch.optim.SGD(
             trained, config.learning_rate, config.momentum, weight_decay=config.weight_decay
         )
-        rates = {"auto": RobustAccuracyLR, "step": StepLR, "constant": StepLR}
-        own: dict[str, dict[str, Any]] = {
-            "auto": {"every": config.schedule_every},
-            "step": {"epochs": config.epochs} | _at(config),
-            "constant": {"epochs": config.epochs, "at": ()},
-        }
-        self.schedule: Any = rates[config.automatic](config.learning_rate, **own[config.automatic])
+        self.schedule: Any = schedule_of(
+            config.automatic, config.learning_rate, config.epochs, config.schedule_every, config.milestones
+        )
         self.average = Average(method.classifier, config.ema) if config.ema else None
         self.best_average = -math.inf
         size = min(config.batch_size, len(split.train) // self.world * self.world)
@@ -66,6 +61,8 @@ class Trainer(EpochTrainer):
                 f"that method {config.method} needs",
                 "Give more pictures or a larger --batch-size, or start fewer processes.",
             )
+        few = len(split.val) < FEW_PICTURES
+        self.judged_by = config.judged_by if config.judged_by != "auto" else "loss" if few else "accuracy"
         self.batches = Batches(
             split.train,
             size,
@@ -199,7 +196,7 @@ class Trainer(EpochTrainer):
         """Natural and robust accuracy on the validation set, of the weights and of their average."""
         row = self._accuracies("")
         if self.average is not None:
-            with self.averaged():
+            with self.average.within(self.method.classifier):
                 row |= self._accuracies("average_")
         return row
 
@@ -227,7 +224,7 @@ class Trainer(EpochTrainer):
             row: of the epoch.
             prefix: "average_" for the averaged weights.
         """
-        if self.config.judged_by == "loss":
+        if self.judged_by == "loss":
             return -row[f"val_{prefix}robust_loss"]
         return row[f"val_{prefix}robust"]
 
@@ -277,11 +274,6 @@ class Trainer(EpochTrainer):
                 values.copy_(self.accelerator.reduce(values.clone(), "mean"))
 
     # ----- state ----------------------------------------------------------------------------------------------------
-    def averaged(self) -> AbstractContextManager[None]:
-        """The classifier with the averaged weights, inside the block."""
-        assert self.average is not None
-        return _swapped(self.method, self.average)
-
     def save(self, folder: Path, identity: Mapping[str, str], history: Mapping[str, Any]) -> None:
         """Write all that a resumed run needs."""
         header = {
@@ -341,24 +333,3 @@ class Trainer(EpochTrainer):
     def _evenly_spaced(self, count: int) -> frozenset[int]:
         total = self.steps_per_epoch
         return frozenset(i * total // min(count, total) for i in range(min(count, total))) if count else frozenset()
-
-
-def _at(config: FinetuneConfig) -> dict[str, tuple[float, ...]]:
-    """Shares of the epochs at which the rate falls, if the user has named the epochs."""
-    if config.milestones is None:
-        return {}
-    return {"at": tuple(milestone / config.epochs for milestone in config.milestones)}
-
-
-class _swapped(AbstractContextManager[None]):
-    """The averaged weights in the classifier's place; the classifier's own come back when the block ends."""
-
-    def __init__(self, method: Method, average: Average) -> None:
-        self.classifier, self.average = method.classifier, average
-
-    def __enter__(self) -> None:
-        self.own = {name: value.clone() for name, value in self.classifier.state_dict().items()}
-        self.classifier.load_state_dict(self.average.values)
-
-    def __exit__(self, *_: object) -> None:
-        self.classifier.load_state_dict(self.own)

@@ -25,8 +25,8 @@ def model_card(facts: Facts) -> str:
             pretrained, what training began with; data; counts, pictures by part; weights, "ema" or "raw"; seed or
             seeds; threat, e.g. "L-inf 8/255"; natural and robust, accuracies on the test pictures as
             {"value", "low", "high", "level", "n"} or a number in [0, 1]; attack and attack_version, e.g. "AutoAttack"
-            and "standard"; val_natural and val_robust, by which the weights were chosen; precision of training, e.g.
-            "fp32"; hardware and versions, mappings; caveats, a list of sentences.
+            and "standard"; val_natural and val_robust, of the pictures on which the weights were chosen; precision of
+            training, e.g. "fp32"; hardware and versions, mappings; caveats, a list of sentences.
     """
     facts = _settled(facts)
     sections = [
@@ -137,7 +137,7 @@ def _robustness(facts: Facts) -> Iterator[tuple[str, str]]:
     yield "Attack", _text(facts.get("attack")) + (f", version {_code(version)}" if version is not None else "")
     for key, what in (("val_natural", "natural"), ("val_robust", "under the attack of training")):
         if key in facts:
-            yield f"Validation accuracy, {what}", f"{_accuracy(facts[key])}; the weights were chosen by it"
+            yield f"Validation accuracy, {what}", f"{_accuracy(facts[key])}; the weights were chosen on these pictures"
 
 
 def _training(facts: Facts) -> Iterator[tuple[str, str]]:

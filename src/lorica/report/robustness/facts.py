@@ -64,6 +64,7 @@ def trained(runs: Sequence[RobustnessRun]) -> Facts:
         ("Weight decay", ("config", "weight_decay")),
         ("Averaging of weights, decay", ("config", "ema")),
         ("Weights kept", ("weights",)),
+        ("Weights chosen by", ("chosen_by",)),
         ("Of epoch", ("best_epoch",)),
         ("Natural accuracy then, validation", lambda run: _percent(run.record.get("val_natural"))),
         ("Robust accuracy then, validation", lambda run: _percent(run.record.get("val_robust"))),
