@@ -599,6 +599,15 @@ def test_few_labels_teach_a_teacher_and_the_teacher_the_rest(fresh: Path, pictur
     assert "distill" in (folder / "page.html").read_text()
 
 
+def test_a_teacher_of_another_encoder_is_not_taken_over(fresh: Path, pictures: Path, said: Any) -> None:
+    arguments = ("evaluate", fresh, "--data", pictures, "--protocol", "semi", "--protocol-labels", "0.3", *FAST)
+    assert call(*arguments) == 0
+    shutil.rmtree(fresh / "protocols" / "semi")  # as if it had been stopped after the teacher
+    (fresh / "protocols" / "protocols.json").unlink()
+    export_folder(encoder(seed=1), fresh / "encoder", card="")
+    assert call(*arguments, "--resume") == 2 and "another encoder" in said()
+
+
 def test_semi_without_few_labels_is_refused(fresh: Path, pictures: Path, said: Any) -> None:
     assert call("evaluate", fresh, "--data", pictures, "--protocol", "semi", *FAST) == 2
     assert "--protocol-labels 0.1" in said()

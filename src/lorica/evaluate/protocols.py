@@ -69,18 +69,22 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     model = config.model.model_copy(update={"name": encoder_folder(config.model.name)})
     prepare_output(config.folder, marker=PROTOCOLS_FILE, resume=config.resume, overwrite=config.overwrite)
     encoder, _ = load_classifier(model)
-    digest = weights_digest(encoder)
     names: list[str] = [name for name in TITLES if name in config.protocol.names]
+    digest = weights_digest(encoder)
+    starts = dict.fromkeys(names, digest)
+    if "semi" in names:
+        taught = _teachers(model, encoder)
+        starts[TEACHER_FOLDER] = weights_digest(load_classifier(taught)[0])
     recipes = {name: _fitting(config.protocol.recipe(name), encoder) for name in names}
     runs = {name: _finetune_config(config, model, name, recipe) for name, recipe in recipes.items()}
     read_labelled(config.data, size=encoder.architecture.size, cache=_cache(config))
     with sole_writer(config.folder):
-        earlier = _earlier(config, names, digest)
+        earlier = _earlier(config, digest, starts)
         try:
             for name in names:
                 console.print(f"[bold]{name.upper()}[/], {TITLES[name]}")
                 if name == "semi":
-                    _teach(config, model, encoder)
+                    finetune(_finetune_config(config, taught, TEACHER_FOLDER, config.protocol.teacher()))
                 record = finetune(runs[name])
                 found = _evaluated(_evaluate_config(config, name))
                 earlier[name] = _entry(record, found, recipes[name], config, encoder)
@@ -144,11 +148,9 @@ def _batch_norms(encoder: Classifier) -> int:
     return split_routes(copy.deepcopy(encoder), ("natural", "adversarial"))
 
 
-def _teach(config: EvaluateConfig, model: ModelConfig, encoder: Classifier) -> None:
-    """Train the teacher of `semi`: along the natural batch norms, where the encoder brings them."""
-    if encoder.natural_norms is not None:
-        model = model.model_copy(update={"route": "natural"})
-    finetune(_finetune_config(config, model, TEACHER_FOLDER, config.protocol.teacher()))
+def _teachers(model: ModelConfig, encoder: Classifier) -> ModelConfig:
+    """What the teacher of `semi` begins with: the encoder along its natural batch norms, where it brings them."""
+    return model if encoder.natural_norms is None else model.model_copy(update={"route": "natural"})
 
 
 def _finetune_config(config: EvaluateConfig, model: ModelConfig, name: str, recipe: Recipe) -> FinetuneConfig:
@@ -187,26 +189,31 @@ def _cache(config: EvaluateConfig) -> Path:
 
 
 # ----- what was done before -----------------------------------------------------------------------------------------
-def _earlier(config: EvaluateConfig, names: list[str], digest: str) -> dict[str, Any]:
+def _earlier(config: EvaluateConfig, digest: str, starts: dict[str, str]) -> dict[str, Any]:
     """Results of earlier calls, where they are welcome; what is to be replaced is removed.
+
+    Args:
+        config: of the evaluation.
+        digest: of the encoder.
+        starts: by folder of a training run, the digest of the weights that it begins with.
 
     Raises:
         LoricaError: they are of another encoder.
     """
     file = config.folder / PROTOCOLS_FILE
     if config.overwrite:
-        for name in (*names, *([TEACHER_FOLDER] if "semi" in names else ())):
+        for name in starts:
             if (config.folder / name / CONFIG_FILE).is_file():
                 shutil.rmtree(config.folder / name)
         file.unlink(missing_ok=True)
     found = read_json(file, "earlier protocols") if file.is_file() else {}
     found = found.get("protocols") if isinstance(found, dict) else None
     found = found if isinstance(found, dict) else {}
-    begun = {name: config.folder / name / RUN_FILE for name in names}
+    begun = {name: config.folder / name / RUN_FILE for name in starts}
     records = {name: read_json(place, "record of the run") for name, place in begun.items() if place.is_file()}
-    started = [record.get("start") if isinstance(record, dict) else None for record in records.values()]
-    known = [entry.get("encoder_sha256") if isinstance(entry, dict) else None for entry in found.values()]
-    if any(other != digest for other in (*started, *known)):
+    known = [(entry.get("encoder_sha256") if isinstance(entry, dict) else None, digest) for entry in found.values()]
+    known += [(record.get("start") if isinstance(record, dict) else None, starts[n]) for n, record in records.items()]
+    if any(there != here for there, here in known):
         raise LoricaError(
             f"{config.folder} holds protocols of another encoder", "Give another --output, or --overwrite to replace."
         )
