@@ -234,7 +234,8 @@ def record(model: Model, rows: Sequence[Json]) -> Json:
     return {
         "config": {"data": "/home/jane doe/pets", "output": f"/home/jane doe/runs/{model.method}",
                    "model": {"name": "resnet18", "checkpoint": None}, "options": {"rank": 8},
-                   "attack": {"kind": "pgd", "steps": 10}, "batch_size": 128, "learning_rate": 0.01, "ema": 0.995},
+                   "attack": {"kind": "pgd", "steps": 10}, "batch_size": 128, "ema": 0.995},
+        "learning_rate": 0.01,
         "seed": 0,
         "method": model.method,
         "threat": "L-inf 8/255",

@@ -147,6 +147,16 @@ def test_precision_is_bf16_where_the_device_has_units_for_it(
     assert resolve_precision("bf16", torch.device(device)) == "bf16"
 
 
+def test_training_begins_at_the_authors_rate_for_pictures_of_that_size(
+    finetune: Finetune, pictures: Path, tmp_path: Path
+) -> None:
+    small = configured(pictures, tmp_path / "run", learning_rate=None)
+    assert [small.initial_rate(size) for size in ((32, 32), (96, 96), (97, 32), (224, 224))] == [0.1, 0.1, 0.01, 0.01]
+    assert configured(pictures, tmp_path, learning_rate=0.3).initial_rate((224, 224)) == 0.3
+    assert finetune(learning_rate=None)["learning_rate"] == 0.1
+    assert read_metrics(tmp_path / "run")[0]["learning_rate"] == 0.1
+
+
 def test_bf16_trains_float32_weights(finetune: Finetune, runs: Callable[[str], Path], tmp_path: Path) -> None:
     assert finetune(precision="bf16")["precision"] == "bf16" and record(runs("autolora"))["precision"] == "fp32"
     half, full = read_metrics(tmp_path / "run"), read_metrics(runs("autolora"))

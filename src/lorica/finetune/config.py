@@ -17,6 +17,10 @@ FEW_PICTURES = 500
 """Validation pictures below which judged_by=auto is the loss: one standard error of their accuracy is 2 points."""
 
 
+LOW_RESOLUTION = 96
+"""Pixels a side: the largest pictures of AutoLoRa's code for low resolutions are STL-10's."""
+
+
 class AttackConfig(PgdConfig):
     """The attack that adversarial pictures of training and validation come from."""
 
@@ -64,7 +68,12 @@ class FinetuneConfig(Config):
         "schedules look at epochs, and the paper's smallest set has 29 steps in one",
     )
     batch_size: int = Field(128, ge=2, description="pictures per step, over all processes (paper: 128)")
-    learning_rate: float = Field(0.01, gt=0, description="of SGD at the start (paper: 0.01)")
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description=f"of SGD at the start; by default 0.1 for pictures of at most {LOW_RESOLUTION} pixels a side and "
+        "0.01 for larger ones, as in the authors' code for low and for high resolutions (paper: 0.01)",
+    )
     schedule: Literal["auto", "step", "constant"] | None = Field(
         None,
         description="auto: halved when robust validation accuracy stops rising (AutoLoRa's); step: divided by 10 "
@@ -182,3 +191,9 @@ class FinetuneConfig(Config):
     def automatic(self) -> Literal["auto", "step", "constant"]:
         """The learning rate's schedule."""
         return self.schedule or ("auto" if METHODS[self.method].automatic else "step")
+
+    def initial_rate(self, size: tuple[int, int]) -> float:
+        """Learning rate at the start, for pictures of `size` = (H, W)."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 0.1 if max(size) <= LOW_RESOLUTION else 0.01

@@ -53,6 +53,7 @@ def deliver(
         "seconds": history["seconds"],
         "processes": trainer.world,
         "precision": trainer.precision,
+        "learning_rate": trainer.initial_rate,
     }
     _export(config, classifier, record)
     write_json(config.output / RUN_FILE, record)  # of which the evaluation learns what these weights are

@@ -46,11 +46,10 @@ class Trainer(EpochTrainer):
         super().__init__(accelerator, method, precision=config.precision, channels_last=config.channels_last)
         self.config, self.method, self.split = config, method, split
         trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
-        self.optimiser = torch.optim.SGD(
-            trained, config.learning_rate, config.momentum, weight_decay=config.weight_decay
-        )
+        self.initial_rate = config.initial_rate(method.classifier.architecture.size)
+        self.optimiser = torch.optim.SGD(trained, self.initial_rate, config.momentum, weight_decay=config.weight_decay)
         self.schedule: Any = schedule_of(
-            config.automatic, config.learning_rate, config.epochs, config.schedule_every, config.milestones
+            config.automatic, self.initial_rate, config.epochs, config.schedule_every, config.milestones
         )
         self.average = Average(method.classifier, config.ema) if config.ema else None
         self.best_average = -math.inf

@@ -60,7 +60,7 @@ def trained(runs: Sequence[RobustnessRun]) -> Facts:
         ("Pictures", lambda run: _pairs(section(run.record, "counts"))),
         ("Epochs", ("epochs",)),
         ("Batch size", ("config", "batch_size")),
-        ("Learning rate", ("config", "learning_rate")),
+        ("Learning rate at the start", lambda run: run.record.get("learning_rate")),
         ("Weight decay", ("config", "weight_decay")),
         ("Averaging of weights, decay", ("config", "ema")),
         ("Weights kept", ("weights",)),
