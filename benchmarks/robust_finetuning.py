@@ -21,6 +21,7 @@ from lorica.finetune import FinetuneConfig
 METHODS = ("vanilla", "twins", "autolora", "at")
 ABLATIONS: dict[str, dict[str, Any]] = {
     "autolora": {},
+    "judged by accuracy": {"judged_by": "accuracy"},
     "fixed weights": {"options": {"lambda1": 0.5, "lambda2": 3.0}},
     "no LR schedule": {"schedule": "constant"},
     "no KL": {"options": {"lambda2": 0.0}},
