@@ -9,7 +9,6 @@ is one JSON object with all figures.
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     for name in args.sets.split(","):
-        pictures = _written(args, name)
+        pictures = shared_sets.written(args.data, args.output / "sets", name, train=args.train, test=args.test)
         for seed in map(int, args.seeds.split(",")):
             for label, changes in _variants(args).items():
                 rows.append(
@@ -66,17 +65,6 @@ def main() -> None:
 
 def _variants(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return ABLATIONS if args.ablations else {method: {"method": method} for method in args.methods.split(",")}
-
-
-def _written(args: argparse.Namespace, name: str) -> Path:
-    folder: Path = args.output / "sets" / (f"{name}_{args.train}_{args.test}" if name == "cifar10" else name)
-    if not folder.exists():
-        options = {"train": args.train, "test": args.test} if name == "cifar10" else {}
-        unfinished = folder.with_name(f".{folder.name}")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shared_sets.SETS[name](args.data, unfinished, **options)
-        unfinished.rename(folder)
-    return folder
 
 
 def _row(

@@ -11,7 +11,6 @@ last line is one JSON object with all figures of the rows that were asked for.
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +65,7 @@ def main() -> None:
 
 
 def _written(args: argparse.Namespace, name: str) -> Path:
-    """The pictures of a set, as files."""
-    folder: Path = args.output / "sets" / (f"{name}_{args.pictures}_{args.test}" if name == "cifar10" else name)
-    if not folder.exists():
-        options = {"train": args.pictures, "test": args.test} if name == "cifar10" else {}
-        unfinished = folder.with_name(f".{folder.name}")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shared_sets.SETS[name](args.data, unfinished, **options)
-        unfinished.rename(folder)
-    return folder
+    return shared_sets.written(args.data, args.output / "sets", name, train=args.pictures, test=args.test)
 
 
 def _encoder(args: argparse.Namespace, name: str, seed: int) -> tuple[Path, dict[str, Any]]:

@@ -4,6 +4,7 @@ They come from a folder of public data that is not part of the package; each set
 """
 
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +64,15 @@ def _tiles(file: Path) -> np.ndarray:
 
 
 SETS = {"clothing": clothing, "faces": faces, "cifar10": cifar10}
+
+
+def written(data: Path, folder: Path, name: str, *, train: int, test: int) -> Path:
+    """A set in a folder of its own below `folder`, whole or not at all; of CIFAR-10 so many pictures of each part."""
+    place = folder / (f"{name}_{train}_{test}" if name == "cifar10" else name)
+    if not place.exists():
+        options = {"train": train, "test": test} if name == "cifar10" else {}
+        unfinished = place.with_name(f".{place.name}")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        SETS[name](data, unfinished, **options)
+        unfinished.rename(place)
+    return place
