@@ -168,19 +168,20 @@ def test_resuming_with_another_configuration_names_the_changed_keys(
     assert contents(tmp_path / "run") == before
 
 
-def test_a_run_left_to_the_processor_does_not_go_on_in_another_precision(
-    finetune: Finetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_left_to_the_processor_goes_on_elsewhere_in_the_precision_in_which_it_began(
+    finetune: Finetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    whole = finetune(precision="auto", output=tmp_path / "whole")
     with monkeypatch.context() as patch:
         around_step(patch, 1, press_ctrl_c)
         with pytest.raises(KeyboardInterrupt):
             finetune(precision="auto")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
-    before = contents(tmp_path / "run")
-    with pytest.raises(LoricaError, match="not what it was when it began: precision"):
-        finetune(precision="auto", resume=True)
-    assert contents(tmp_path / "run") == before
+    capsys.readouterr()
+    resumed = finetune(precision="auto", resume=True)
+    assert "in fp32, as the run began" in capsys.readouterr().err
+    assert (resumed["precision"], resumed["weights_sha256"]) == ("fp32", whole["weights_sha256"])
 
 
 def test_resuming_on_other_pictures_is_refused(

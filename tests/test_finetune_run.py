@@ -136,12 +136,21 @@ def test_the_same_configuration_gives_the_same_bits_and_another_seed_others(
     assert other["weights_sha256"] != record(runs("autolora"))["weights_sha256"]
 
 
-@pytest.mark.parametrize(("device", "amx", "expected"), [("cuda", False, "bf16"), ("cpu", True, "bf16"),
-                                                         ("cpu", False, "fp32"), ("mps", True, "fp32")])  # fmt: skip
-def test_precision_is_bf16_where_the_device_has_units_for_it(
-    monkeypatch: pytest.MonkeyPatch, device: str, amx: bool, expected: str
+@pytest.mark.parametrize(
+    ("device", "able", "expected"),
+    [
+        ("cuda", {}, "bf16"),
+        ("cpu", {"amx_bf16": True}, "bf16"),
+        ("cpu", {"amx_bf16": False, "avx512_bf16": True}, "bf16"),
+        ("cpu", {"avx512_f": True}, "fp32"),
+        ("cpu", {}, "fp32"),
+        ("mps", {"amx_bf16": True}, "fp32"),
+    ],
+)
+def test_precision_is_bf16_where_the_device_has_instructions_for_it(
+    monkeypatch: pytest.MonkeyPatch, device: str, able: dict[str, bool], expected: str
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True} if amx else {})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
     assert resolve_precision("auto", torch.device(device)) == expected
     assert resolve_precision("fp32", torch.device(device)) == "fp32"
     assert resolve_precision("bf16", torch.device(device)) == "bf16"

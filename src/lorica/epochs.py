@@ -20,18 +20,21 @@ from lorica.progress import console
 CHECKPOINTS, RESUME = "checkpoints", "resume.safetensors"
 
 Precision = Literal["auto", "fp32", "bf16"]
-PRECISION = "auto: bf16 on a GPU and on a CPU that multiplies matrices of it (AMX), else fp32"
+PRECISION = "auto: bf16 on a GPU and on a CPU with instructions for it (AMX, AVX512-BF16), else fp32"
 """What `--help` says of it."""
+BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
+"""Of CPUs, as `torch.cpu.get_capabilities` calls them."""
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
-    """What passes are computed in: bfloat16 wherever the device has units for it, unless something else is asked for.
+    """What passes are computed in: bfloat16 wherever the device computes in it, unless something else is asked for.
 
-    On a CPU without them bfloat16 is slower than float32.
+    A CPU without instructions for it is slower in bfloat16 than in float32.
     """
     if precision != "auto":
         return precision
-    fast = device.type == "cuda" or (device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False))
+    able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    fast = device.type == "cuda" or any(able.get(name, False) for name in BF16_INSTRUCTIONS)
     return "bf16" if fast else "fp32"
 
 
@@ -125,13 +128,12 @@ class EpochTrainer(ABC):
 
 
 def resumed(trainer: EpochTrainer, output: Path, identity: Mapping[str, str], epochs: int) -> dict[str, Any] | None:
-    """Restore a run's state, if it has left one.
+    """Restore a run's state, if it has left one; it goes on in the precision in which it began.
 
     Args:
         trainer: as it is before its first step.
         output: folder of the run.
-        identity: what the state must belong to: digests of the model and of the pictures, the number of processes,
-            the precision.
+        identity: what the state must belong to: digests of the model and of the pictures, the number of processes.
         epochs: of the whole run.
 
     Returns:
@@ -151,9 +153,13 @@ def resumed(trainer: EpochTrainer, output: Path, identity: Mapping[str, str], ep
             "Restore it, or start a new run in another folder.",
         )
     trainer.load(groups, header)
+    history = dict(header["history"])
     if trainer.rank == 0:
         console.print(f"Resuming in epoch {min(trainer.epoch + 1, epochs)} of {epochs}.")
-    return dict(header["history"])
+        if history["precision"] != trainer.precision:  # left to the device, and begun on another one
+            console.print(f"[yellow]note:[/] in {history['precision']}, as the run began")
+    trainer.precision = history["precision"]
+    return history
 
 
 def train(
@@ -176,7 +182,8 @@ def train(
         epochs: in all.
         checkpoint_every: steps between checkpoints within an epoch; one is written after each epoch, too.
         identity: see `resumed`.
-        history: what is saved beside the state; `seconds` is kept up to date here, the rest by `conclude`.
+        history: what is saved beside the state; `precision` is set and `seconds` kept up to date here, the rest by
+            `conclude`.
         conclude: called at the end of each epoch, by all processes, with its means; returns what is to be logged
             besides.
         doing: the word before the progress bar.
@@ -187,6 +194,7 @@ def train(
         KeyboardInterrupt: after Ctrl-C, once the state is saved.
     """
     folder, per_epoch = output / CHECKPOINTS, trainer.steps_per_epoch
+    history["precision"] = trainer.precision
     clock = time.perf_counter()
 
     def save() -> None:

@@ -91,7 +91,6 @@ def run(config: FinetuneConfig, parts: Mapping[str, LabelledSet] | None = None) 
         "model": start,
         "pictures": sha256(*split.train.sha256, "", *split.val.sha256),
         "processes": str(accelerator.num_processes),
-        "precision": trainer.precision,
     }
     before = resumed(trainer, config.output, identity, config.epochs) if config.resume else None
     history = before or {"seconds": 0.0, "stopped": None, "val_robust": [], "last": {}}

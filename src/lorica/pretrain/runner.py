@@ -73,7 +73,6 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     trainer = Trainer(config, accelerator, method, pictures)
     identity = {
         "model": start, "pictures": sha256(*pictures.sha256), "processes": str(accelerator.num_processes),
-        "precision": trainer.precision,
     }  # fmt: skip
     notes = _notes(config, trainer, pictures)
     for note in notes if main else []:
