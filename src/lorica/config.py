@@ -89,6 +89,20 @@ def load(
         raise LoricaError(_explain(cls, error), "`--help` and `--print-config` show every key.") from error
 
 
+def load_options(cls: type[C], method: str, options: Mapping[str, Any]) -> C:
+    """The options of a method; `method` is its name, for messages.
+
+    Raises:
+        LoricaError: an unknown option, or a value out of range.
+    """
+    if options and not cls.model_fields:
+        raise LoricaError(f"method {method} has no options, not {', '.join(options)}", "Leave them out.")
+    try:
+        return load(cls, options=options)
+    except LoricaError as error:
+        raise LoricaError(f"options of method {method}: {error.problem}", error.remedy) from error
+
+
 def differences(before: C, now: C, *, ignore: Collection[str]) -> list[str]:
     """The keys in which two configurations of a class differ, with both values: ["lora.rank (was 4, now 8)"]."""
     return [

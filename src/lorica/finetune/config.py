@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from lorica.config import Config, load
+from lorica.config import Config, load_options
 from lorica.epochs import PRECISION, Precision
 from lorica.errors import LoricaError
 from lorica.finetune.methods import METHODS
@@ -154,13 +154,7 @@ class FinetuneConfig(Config):
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
-        method = METHODS[self.method]
-        if self.options and not method.Options.model_fields:
-            raise LoricaError(f"method {self.method} has no options, not {', '.join(self.options)}", "Leave them out.")
-        try:
-            options = load(method.Options, options=self.options)
-        except LoricaError as error:
-            raise LoricaError(f"options of method {self.method}: {error.problem}", error.remedy) from error
+        options = load_options(METHODS[self.method].Options, self.method, self.options)
         self._check_schedule()
         blind = self.attack.kind == "pgd" and self.attack.start == "none"
         if blind and getattr(options, "attack_loss", None) == "kl":

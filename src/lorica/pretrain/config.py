@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lorica.config import Config, load
+from lorica.config import Config, load_options
 from lorica.epochs import PRECISION, Precision
 from lorica.errors import LoricaError
 from lorica.pretrain.losses import Form
@@ -101,13 +101,7 @@ class PretrainConfig(Config):
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
-        method = METHODS[self.method]
-        if self.options and not method.Options.model_fields:
-            raise LoricaError(f"method {self.method} has no options, not {', '.join(self.options)}", "Leave them out.")
-        try:
-            load(method.Options, options=self.options)
-        except LoricaError as error:
-            raise LoricaError(f"options of method {self.method}: {error.problem}", error.remedy) from error
+        load_options(METHODS[self.method].Options, self.method, self.options)
         if self.warmup_epochs is not None and self.warmup_epochs >= self.epochs:
             raise LoricaError(
                 f"warmup_epochs = {self.warmup_epochs:g} of {self.epochs} epochs leave no time to learn",
