@@ -2,6 +2,7 @@
 
     python benchmarks/robust_finetuning.py --data ../shared/data --sets clothing,faces --epochs 20
     python benchmarks/robust_finetuning.py --data ../shared/data --sets clothing --ablations
+    python benchmarks/robust_finetuning.py --data ../shared/data --sets faces --ablations "no KL,fixed weights"
 
 Runs resume: a second call goes on where the first was stopped, and prints the table of what is complete. The last line
 is one JSON object with all figures.
@@ -44,7 +45,9 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=10_000, help="test pictures of CIFAR-10")
     parser.add_argument("--tier", default="lite", choices=("quick", "lite", "standard"))
     parser.add_argument("--backbone", help="folder of an exported encoder, in place of the ResNet-20")
-    parser.add_argument("--ablations", action="store_true", help="AutoLoRa without each of its parts")
+    parser.add_argument(
+        "--ablations", nargs="?", const=",".join(ABLATIONS), help="AutoLoRa without its parts: all, or those named"
+    )
     parser.add_argument("--device")
     args = parser.parse_args()
     rows = []
@@ -64,7 +67,9 @@ def main() -> None:
 
 
 def _variants(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    return ABLATIONS if args.ablations else {method: {"method": method} for method in args.methods.split(",")}
+    if args.ablations:
+        return {label: ABLATIONS[label] for label in args.ablations.split(",")}
+    return {method: {"method": method} for method in args.methods.split(",")}
 
 
 def _row(

@@ -79,7 +79,7 @@ def _encoder(args: argparse.Namespace, name: str, seed: int) -> tuple[Path, dict
         epochs=args.epochs,
         batch_size=args.batch_size,
         probe=pictures,
-        probe_every=5,
+        probe_every=args.epochs,  # at the end only
         seed=seed,
         device=args.device,
         cache=args.output / "cache",
