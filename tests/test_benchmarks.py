@@ -7,25 +7,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy.stats import ttest_rel
 
 from lorica import config, demo
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-DATA = (
-    Path(__file__).resolve().parents[2] / "shared" / "data"
-)  # public sets and weights, beside a developer's checkout
+# Public sets and weights, beside a developer's checkout.
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="public data is not there")
 
 
-def output(script: str, *arguments: str | Path) -> str:
+def output(script: str, *arguments: str | int | Path) -> str:
     command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def figures(script: str, *arguments: str | Path) -> dict[str, Any]:
+def figures(script: str, *arguments: str | int | Path) -> dict[str, Any]:
     """The JSON object that is the last line of every benchmark."""
     found = json.loads(output(script, *arguments).splitlines()[-1])
     assert isinstance(found, dict) and found["hardware"] and found["versions"]
@@ -75,25 +76,17 @@ def test_evaluation_pass_times_the_copy_beside_the_model() -> None:
 
 @needs_data
 def test_robust_pretraining_compares_methods_and_its_terms_are_measured(tmp_path: Path) -> None:
-    size = (
-        "--pictures",
-        "100",
-        "--test",
-        "20",
-        "--epochs",
-        "1",
-        "--batch-size",
-        "32",
-        "--width",
-        "2",
-        "--sets",
-        "cifar10",
-    )
-    options = ("--sets", "cifar10", "--rows", "acl-air-authors", "--protocols", "slf:1", "--tier", "quick")
+    size = ("--pictures", 100, "--test", 20, "--epochs", 1, "--batch-size", 32, "--width", 2, "--sets", "cifar10")
+    options = ("--rows", "acl,acl-air-authors", "--seeds", "0,1", "--protocols", "slf:1", "--tier", "quick")
     found = figures("robust_pretraining.py", "--data", DATA, "--output", tmp_path, *size, *options)
-    assert [(row["row"], row["set"], list(row["protocols"])) for row in found["rows"]] == [
-        ("acl-air-authors", "cifar10", ["slf"])
+    assert [(row["row"], row["set"], row["seed"], list(row["protocols"])) for row in found["rows"]] == [
+        (row, "cifar10", seed, ["slf"]) for seed in (0, 1) for row in ("acl", "acl-air-authors")
     ]
+    (difference,) = found["differences"]
+    acl, ours = ([row["protocols"]["slf"]["natural"]["value"] for row in found["rows"][i::2]] for i in (0, 1))
+    expected = ttest_rel(ours, acl).confidence_interval(0.95)
+    assert difference["natural"]["value"] == pytest.approx(np.mean(ours) - np.mean(acl))
+    assert [difference["natural"][end] for end in ("low", "high")] == pytest.approx([expected.low, expected.high])
     terms = figures("invariance_terms.py", "--run", tmp_path / "acl-air-authors_0", "--batch", "32", "--batches", "1")
     assert terms["rows"]["nt-xent"]["relative_z"] == 1
     assert 0 < terms["rows"]["air paper"]["relative_z"] < terms["rows"]["air anchored"]["relative_z"]
