@@ -98,8 +98,8 @@ def unanswered(predictions: Tensor, labels: Tensor, classes: Sequence[str]) -> F
     return Flag(
         "unanswered_classes", bool(left), len(left),
         f"the model never answers with {len(left)} of the {len(shown)} classes that it is shown: {names}",
-        "Unless each has very few pictures, it has not learned them: train longer, or at a rate that does not fall "
-        "so soon (lorica finetune --judged-by loss or --schedule constant).", doubt=False,
+        "Unless each has very few pictures, it has not learned them: train longer (lorica finetune --epochs), or at a "
+        "rate that does not fall (--schedule constant).", doubt=False,
     )  # fmt: skip
 
 
