@@ -293,7 +293,7 @@ def test_the_split_of_the_models_run_says_what_was_held_out(configured, tmp_path
     for name in (home, home / "model"):
         subject = subject_of(configured(data=flat, model={"name": str(name)}, members="train"))
         assert subject.pictures.names == split.test.names and subject.members.names == split.train.names
-        assert subject.data["split"] and subject.about["weights"] == "unknown"
+        assert subject.data["split"] and subject.about["weights"] == subject.about["method"] == "unknown"
     given = subject_of(configured(data=flat, split=home / "split.json", part="val"))
     assert given.pictures.names == split.val.names and any("flatter" in note for note in given.notes)
 
@@ -313,14 +313,15 @@ def test_a_split_of_other_pictures_is_refused_unless_the_data_has_the_part_itsel
         subject_of(configured(split=home / "split.json"))
 
 
-def test_which_weights_are_evaluated_is_taken_from_the_record_that_is_of_them(configured, tmp_path, model):
+def test_what_is_evaluated_is_taken_from_the_record_that_is_of_them(configured, tmp_path, model):
     from lorica.diffusion.fingerprint import weights_digest
 
     home = tmp_path / "run"
     shutil.copytree(model, home / "model")
     own, _ = load_classifier(ModelConfig(name=str(model)))
-    write_json(home / "run.json", {"weights": "ema", "weights_sha256": weights_digest(own)})
-    assert subject_of(configured(model={"name": str(home)})).about["weights"] == "ema"
+    write_json(home / "run.json", {"method": "twins", "weights": "ema", "weights_sha256": weights_digest(own)})
+    about = subject_of(configured(model={"name": str(home)})).about
+    assert (about["method"], about["weights"]) == ("twins", "ema")
 
 
 @pytest.mark.parametrize("option", [{"part": "val"}, {"members": "everyone"}])

@@ -541,6 +541,12 @@ def test_an_evaluation_alone_is_enough(folders: tuple[Path, Path]) -> None:
     assert (found.label, found.record, found.metrics) == ("evaluation", {}, [])
 
 
+def test_an_evaluation_in_a_folder_of_its_own_knows_the_training_of_its_model(folders: tuple[Path, Path]) -> None:
+    for method, label in {"twins": "TWINS", "linear": "Linear head", "unknown": "evaluation"}.items():
+        (folders[0] / "robustness.json").write_text(json.dumps({"schema": 1, "model": {"method": method}}))
+        assert load_robustness(folders[0]).label == label
+
+
 def test_a_model_without_a_record_is_called_by_its_name_or_its_folder(folders: tuple[Path, Path]) -> None:
     (folders[1] / "run.json").unlink()
     assert load_robustness(*folders).label == "mine"

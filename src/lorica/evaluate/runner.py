@@ -3,7 +3,8 @@
 The file, schema 1; a *rate* is {"value", "low", "high", "correct", "n", "level"} with a Clopper-Pearson interval:
 
 - "schema"; "provenance": configuration, versions, seed, hardware
-- "model": name, architecture, arguments, size, classes, mean, std, parameters, "weights" (ema, raw or unknown), sha256
+- "model": name, architecture, arguments, size, classes, mean, std, parameters, "method" of its training (or unknown),
+  "weights" (ema, raw or unknown), sha256
 - "data": source (a name, no path), part, pictures, counts by class, sha256 of pictures and labels, whether of a split
 - "natural": rate, with "per_class" {class: rate}, "confusion" [true][predicted] (null beyond 100 classes), "confused"
 - "threats": one entry per radius, weakest first:

@@ -168,19 +168,19 @@ def _about(model: Classifier, place: str, run: Path | None) -> dict[str, Any]:
         "mean": mean,
         "std": std,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "weights": _which_weights(model, run),
+        **_training(model, run),
         "sha256": model_digest(model),
     }
 
 
-def _which_weights(model: Classifier, run: Path | None) -> str:
-    """ "ema" or "raw", if the record of the run is of these weights; else "unknown"."""
+def _training(model: Classifier, run: Path | None) -> dict[str, str]:
+    """Method, and which weights: "ema" or "raw"; "unknown" unless the record of the run is of these weights."""
     from lorica.diffusion.fingerprint import weights_digest
 
     record = read_json(run / RUN_FILE, "record of the run") if run is not None else None
     if not isinstance(record, dict) or record.get("weights_sha256") != weights_digest(model):
-        return "unknown"
-    return str(record.get("weights", "unknown"))
+        record = {}
+    return {key: str(record.get(key, "unknown")) for key in ("method", "weights")}
 
 
 def model_digest(model: Classifier) -> str:

@@ -12,7 +12,9 @@ SCHEMA = 1
 ROBUSTNESS_FILE = "robustness.json"
 METRICS_FILE = "metrics.jsonl"
 
-METHODS = {"autolora": "AutoLoRa", "twins": "TWINS", "vanilla": "Vanilla (TRADES)", "at": "AT"}
+METHODS = {
+    "autolora": "AutoLoRa", "twins": "TWINS", "vanilla": "Vanilla (TRADES)", "at": "AT", "linear": "Linear head"
+}  # fmt: skip
 """Methods of `lorica finetune` as papers call them."""
 
 
@@ -41,12 +43,13 @@ class RobustnessRun:
     @property
     def objective(self) -> str:
         """What decides the look of the run: the method of its training."""
-        return str(self.record.get("method") or "")
+        known = [self.part("model").get("method"), self.record.get("method")]
+        return next((str(method) for method in known if method not in (None, "", "unknown")), "")
 
     @property
     def method(self) -> str | None:
         """How it was trained, where that is known."""
-        if self.objective == "linear":
+        if self.objective == "linear" and self.record:
             adversarial = section(self.record, "config", "options").get("adversarial") is True
             return f"{'ALF' if adversarial else 'SLF'} (linear head)"
         return METHODS.get(self.objective, self.objective or None)
