@@ -154,11 +154,12 @@ def resumed(trainer: EpochTrainer, output: Path, identity: Mapping[str, str], ep
         )
     trainer.load(groups, header)
     history = dict(header["history"])
+    began = history.get("precision", trainer.precision)
     if trainer.rank == 0:
         console.print(f"Resuming in epoch {min(trainer.epoch + 1, epochs)} of {epochs}.")
-        if history["precision"] != trainer.precision:  # left to the device, and begun on another one
-            console.print(f"[yellow]note:[/] in {history['precision']}, as the run began")
-    trainer.precision = history["precision"]
+        if began != trainer.precision:  # left to the device, and begun on another one
+            console.print(f"[yellow]note:[/] in {began}, as the run began")
+    trainer.precision = began
     return history
 
 
