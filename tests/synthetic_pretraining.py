@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lorica.diffusion.sheet import grid
 from lorica.report.pretraining import PretrainingRun
 from lorica.robustness.accuracy import rate
+from lorica.sheet import grid
 
 Json = dict[str, Any]
 TEN = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from conftest import tiny_pipeline
 from ldm_checkpoint import save_ldm_checkpoint
+from lorica.devices import pick_device
 from lorica.diffusion import SCHEDULERS, LatentDiffusion, LoraConfig, add_lora, keyed_noise, keyed_uniform
-from lorica.diffusion.model import pick_device
 from lorica.errors import LoricaError
 
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -314,7 +314,7 @@ def test_a_split_of_other_pictures_is_refused_unless_the_data_has_the_part_itsel
 
 
 def test_what_is_evaluated_is_taken_from_the_record_that_is_of_them(configured, tmp_path, model):
-    from lorica.diffusion.fingerprint import weights_digest
+    from lorica.fingerprint import weights_digest
 
     home = tmp_path / "run"
     shutil.copytree(model, home / "model")

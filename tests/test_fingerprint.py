@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from lorica.diffusion.fingerprint import weights_digest
+from lorica.fingerprint import weights_digest
 
 
 def net() -> nn.Sequential:

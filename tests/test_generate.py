@@ -12,10 +12,10 @@ from lorica.data.pictures import read_folder
 from lorica.diffusion import SCHEDULERS
 from lorica.diffusion.lora import LoraConfig, add_lora, save_lora
 from lorica.diffusion.model import LatentDiffusion
-from lorica.diffusion.sheet import GAP, grid
 from lorica.errors import LoricaError
 from lorica.generate import GenerateConfig, read_captions, run
 from lorica.quality import EXTRACTORS, measure
+from lorica.sheet import GAP, grid
 
 CAPTIONS = ["a red hat", "two <b>cats</b>", "a blue fish"]
 

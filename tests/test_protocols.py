@@ -19,7 +19,6 @@ from lorica.config import load
 from lorica.data.label_split import LabelledSplit
 from lorica.data.labelled import LabelledSet
 from lorica.data.subsets import hide_labels, keep_labels
-from lorica.diffusion.fingerprint import weights_digest
 from lorica.errors import LoricaError
 from lorica.evaluate import EvaluateConfig
 from lorica.evaluate.protocol_config import ProtocolConfig
@@ -27,6 +26,7 @@ from lorica.finetune import METHODS, FinetuneConfig
 from lorica.finetune import run as finetune
 from lorica.finetune.recipes import PRESETS, RECIPES, changes
 from lorica.finetune.trainer import Trainer
+from lorica.fingerprint import weights_digest
 from lorica.monitor import read_metrics
 from lorica.vision import Classifier, ModelConfig, load_classifier
 from lorica.vision.batch_norm import norm_tensors

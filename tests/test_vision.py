@@ -573,3 +573,11 @@ def test_the_privacy_side_does_not_import_timm():
     rooms = "adapt, audit, cli, demo, finetune, generate, report, shadows, vision"
     code = f"import sys; from lorica import {rooms}; assert 'timm' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def test_the_robust_side_does_not_import_diffusers() -> None:
+    code = (
+        "import sys; from lorica import evaluate, finetune, pretrain, robustness, vision; "
+        "assert not {'diffusers', 'transformers', 'peft'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})

@@ -14,10 +14,10 @@ from lorica.artefacts import prepare_output, provenance, read_json, write_json, 
 from lorica.config import Config
 from lorica.data.pictures import fit, load_rgb, read_folder
 from lorica.diffusion.model import LatentDiffusion
-from lorica.diffusion.sheet import grid
 from lorica.errors import LoricaError
 from lorica.progress import bar
 from lorica.quality import EXTRACTORS, measure
+from lorica.sheet import grid
 
 MARKER = "generate.json"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

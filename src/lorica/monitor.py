@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from lorica.artefacts import write_text, write_with
-from lorica.diffusion.sheet import grid as contact_sheet
 from lorica.errors import LoricaError
 from lorica.progress import bar
+from lorica.sheet import grid as contact_sheet
 
 METRICS_FILE = "metrics.jsonl"
 

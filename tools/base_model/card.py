@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lorica.artefacts import hardware
 from lorica.diffusion import LatentDiffusion
-from lorica.diffusion.sheet import grid
+from lorica.sheet import grid
 
 CARD = """# Lorica's built-in base model
 

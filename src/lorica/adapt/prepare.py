@@ -22,8 +22,8 @@ from lorica.data.canaries import FOLDER as CANARIES
 from lorica.data.canaries import make_canaries
 from lorica.data.pictures import Picture, read_folder
 from lorica.data.split import Split, make_split
+from lorica.devices import pick_device
 from lorica.diffusion import Encoded, LatentDiffusion, add_lora, encode
-from lorica.diffusion.model import pick_device
 from lorica.errors import LoricaError
 from lorica.processes import processes
 from lorica.seeds import stable_seed

@@ -27,6 +27,7 @@ from lorica.adapt.gain import mi_gain
 from lorica.adapt.objectives import OBJECTIVES
 from lorica.adapt.pools import Batch, Draw, Pool, Pools
 from lorica.adapt.proxy import Proxy
+from lorica.devices import sent
 from lorica.diffusion import LatentDiffusion
 from lorica.seeds import stable_seed
 
@@ -230,8 +231,7 @@ class Step:
         return Draw(stream, where, rows(where, len(pool), stream, seed))
 
     def _send(self, x: Tensor) -> Tensor:
-        """To the device without waiting for it, which takes pinned memory."""
-        return x.pin_memory().to(self.model.device, non_blocking=True) if self.model.device.type == "cuda" else x
+        return sent(x, self.model.device)
 
     def _maps(self, batches: Sequence[Batch]) -> Maps:
         """Maps of all batches, one after another, through one UNet call."""

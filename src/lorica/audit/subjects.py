@@ -14,10 +14,10 @@ from lorica.audit.extract import BASE, Opened, Subject, as_seen_by_lora
 from lorica.audit.target import find_run, training_facts
 from lorica.data import GROUPS, Picture, Split, make_split, read_folder
 from lorica.diffusion import LatentDiffusion, encode
-from lorica.diffusion.fingerprint import sha256
 from lorica.diffusion.loading import model_name, stored_files
 from lorica.diffusion.lora_reading import lora_digest
 from lorica.errors import LoricaError
+from lorica.fingerprint import sha256
 from lorica.shadows import Shadow
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lorica.data.labelled import LabelledSet
+from lorica.devices import sent
 from lorica.errors import LoricaError
 from lorica.seeds import stable_seed
 
@@ -132,8 +133,8 @@ class Batches:
             start: the first batch wanted; it is the same as in the whole epoch.
         """
         order, draws = self._plan(epoch)
-        on_device = _sent(order, self._device)
-        draws = [_sent(draw, self._device) for draw in draws]
+        on_device = sent(order, self._device)
+        draws = [sent(draw, self._device) for draw in draws]
         for number in range(start, len(self)):
             mine = self._places(number)
             pixels = self._pixels[on_device[mine]] if self.resident else self._fetched(order[mine])
@@ -162,7 +163,7 @@ class Batches:
         pixels = self._pixels
         pinned = self._device.type == "cuda"
         batch = torch.empty(len(rows), *pixels.shape[1:], dtype=pixels.dtype, pin_memory=pinned)
-        return torch.index_select(pixels, 0, rows, out=batch).to(self._device, non_blocking=True)
+        return sent(torch.index_select(pixels, 0, rows, out=batch), self._device)
 
 
 def ordered(data: LabelledSet, batch_size: int, device: torch.device | str) -> Iterator[Batch]:
@@ -172,8 +173,3 @@ def ordered(data: LabelledSet, batch_size: int, device: torch.device | str) -> I
 
 def _rng(*key: int | str) -> np.random.Generator:
     return np.random.default_rng(stable_seed(*key))
-
-
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """On the device, without waiting for it."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

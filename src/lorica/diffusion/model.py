@@ -22,11 +22,13 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor, nn
 
-from lorica.diffusion.fingerprint import digests, schedule_text, sha256
+from lorica.devices import pick_device
+from lorica.diffusion.fingerprint import digests, schedule_text
 from lorica.diffusion.loading import BUILTIN, load_pipeline, model_name, quiet_libraries
 from lorica.diffusion.lora import adapted_layers, lora_parts
 from lorica.diffusion.lora_reading import load_lora
 from lorica.errors import LoricaError
+from lorica.fingerprint import sha256
 from lorica.progress import bar
 
 SCHEDULERS = {
@@ -36,22 +38,6 @@ SCHEDULERS = {
     "euler": EulerDiscreteScheduler,
     "pndm": PNDMScheduler,
 }
-
-
-def pick_device(device: str | None) -> torch.device:
-    """The named device, or CUDA where there is one.
-
-    Raises:
-        LoricaError: there is no such device here.
-    """
-    try:
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:  # the latter: PyTorch without CUDA
-        raise LoricaError(
-            f"device {device!r} is not available", "Use --device cpu, or cuda where PyTorch sees a GPU."
-        ) from error
-    return chosen
 
 
 class LatentDiffusion:

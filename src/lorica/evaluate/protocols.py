@@ -25,7 +25,6 @@ from rich.table import Table
 
 from lorica.artefacts import CONFIG_FILE, RUN_FILE, prepare_output, provenance, read_json, sole_writer, write_json
 from lorica.data.labelled import read_labelled
-from lorica.diffusion.fingerprint import weights_digest
 from lorica.errors import LoricaError
 from lorica.evaluate.config import ENCODER, EvaluateConfig
 from lorica.evaluate.runner import ROBUSTNESS_FILE
@@ -34,6 +33,7 @@ from lorica.evaluate.verdict import percent
 from lorica.finetune import FinetuneConfig
 from lorica.finetune import run as finetune
 from lorica.finetune.recipes import TITLES, Recipe, changes
+from lorica.fingerprint import weights_digest
 from lorica.progress import console
 from lorica.resume import settled
 from lorica.vision import Classifier, ModelConfig, load_classifier

@@ -70,7 +70,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         LoricaError: bad input, before any work starts.
         KeyboardInterrupt: after Ctrl-C; what was attacked is kept.
     """
-    from lorica.diffusion.model import pick_device
+    from lorica.devices import pick_device
 
     if config.protocol.names:
         from lorica.evaluate import protocols  # which fine-tunes, and then comes back here for each result

@@ -175,7 +175,7 @@ def _about(model: Classifier, place: str, run: Path | None) -> dict[str, Any]:
 
 def _training(model: Classifier, run: Path | None) -> dict[str, str]:
     """Method, and which weights: "ema" or "raw"; "unknown" unless the record of the run is of these weights."""
-    from lorica.diffusion.fingerprint import weights_digest
+    from lorica.fingerprint import weights_digest
 
     record = read_json(run / RUN_FILE, "record of the run") if run is not None else None
     if not isinstance(record, dict) or record.get("weights_sha256") != weights_digest(model):

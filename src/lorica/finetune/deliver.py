@@ -7,10 +7,10 @@ from lorica import evaluate
 from lorica.artefacts import RUN_FILE, SPLIT_FILE, provenance, read_json, write_json
 from lorica.checkpoint import load_state
 from lorica.data.label_split import LabelledSplit
-from lorica.diffusion.fingerprint import weights_digest
 from lorica.epochs import CHECKPOINTS
 from lorica.finetune.config import FinetuneConfig
 from lorica.finetune.trainer import BEST, BEST_AVERAGE, Trainer
+from lorica.fingerprint import weights_digest
 from lorica.resume import settled
 from lorica.vision import Classifier
 from lorica.vision.card import model_card

@@ -20,13 +20,13 @@ from lorica.config import load
 from lorica.data.label_split import LabelledSplit, load_split, split_labelled
 from lorica.data.labelled import LabelledSet, read_labelled
 from lorica.data.subsets import hide_labels, keep_labels
-from lorica.diffusion.fingerprint import sha256, weights_digest
-from lorica.diffusion.model import pick_device
+from lorica.devices import pick_device
 from lorica.epochs import CHECKPOINTS, resumed, train
 from lorica.finetune.config import FinetuneConfig
 from lorica.finetune.deliver import EVALUATION, MODEL, complete, deliver
 from lorica.finetune.methods import METHODS, Method
 from lorica.finetune.trainer import Trainer
+from lorica.fingerprint import sha256, weights_digest
 from lorica.monitor import METRICS_FILE
 from lorica.processes import processes
 from lorica.progress import console

@@ -14,6 +14,7 @@ from lorica.checkpoint import load_state, momenta, restore_momenta, save_state
 from lorica.data.batches import Augment, Batches, ordered
 from lorica.data.label_split import LabelledSplit
 from lorica.data.labelled import LabelledSet
+from lorica.devices import sent
 from lorica.epochs import RESUME, EpochTrainer
 from lorica.errors import LoricaError
 from lorica.finetune.config import FEW_PICTURES, FinetuneConfig
@@ -124,7 +125,7 @@ class Trainer(EpochTrainer):
             if attack.start == "uniform":
                 start = attack.threat.random(pixels, generator)
             elif attack.start == "gaussian":
-                start = pixels + 0.001 * torch.randn(pixels.shape, generator=generator).to(pixels.device)
+                start = pixels + 0.001 * sent(torch.randn(pixels.shape, generator=generator), pixels.device)
             return pgd(model, pixels, loss, attack.threat, steps=attack.steps, step_size=attack.size, start=start)
 
     def _attackable(self, pixels: Tensor) -> Model:

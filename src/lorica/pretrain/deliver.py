@@ -8,7 +8,7 @@ from PIL import Image
 
 from lorica.artefacts import RUN_FILE, provenance, write_json, write_with
 from lorica.data.labelled import LabelledSet
-from lorica.diffusion.fingerprint import weights_digest
+from lorica.fingerprint import weights_digest
 from lorica.pretrain.config import PretrainConfig
 from lorica.pretrain.network import ADVERSARIAL, NATURAL
 from lorica.pretrain.plus_plus import plus_plus

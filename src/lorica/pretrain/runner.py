@@ -14,10 +14,10 @@ from lorica.data.label_split import split_labelled
 from lorica.data.labelled import LabelledSet, read_labelled
 from lorica.data.subsets import balanced
 from lorica.data.unlabelled import read_unlabelled
-from lorica.diffusion.fingerprint import sha256, weights_digest
-from lorica.diffusion.model import pick_device
+from lorica.devices import pick_device
 from lorica.epochs import CHECKPOINTS, resumed, train
 from lorica.errors import LoricaError
+from lorica.fingerprint import sha256, weights_digest
 from lorica.monitor import METRICS_FILE
 from lorica.pretrain.config import PretrainConfig
 from lorica.pretrain.deliver import ENCODER, VIEWS_FILE, deliver

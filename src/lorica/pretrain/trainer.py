@@ -14,6 +14,7 @@ from lorica.checkpoint import momenta, restore_momenta, save_state
 from lorica.config import load
 from lorica.data.batches import Batches
 from lorica.data.labelled import LabelledSet
+from lorica.devices import sent
 from lorica.epochs import RESUME, EpochTrainer
 from lorica.pretrain.across import gathered
 from lorica.pretrain.config import PretrainConfig
@@ -142,7 +143,7 @@ class Trainer(EpochTrainer):
         whole = (2, self.world, len(both) // 2, *both.shape[1:])
         noise = torch.rand(whole, generator=torch.Generator().manual_seed(seed))[:, self.rank].flatten(0, 1)
         threat = self.config.attack.threat
-        return threat.project(both + threat.eps * (2 * noise.to(both.device) - 1), both)
+        return threat.project(both + threat.eps * (2 * sent(noise, both.device) - 1), both)
 
     def _attackable(self, views: Tensor) -> Callable[[Tensor], Tensor]:
         """What the attack goes through, with batch norms folded into convolutions."""

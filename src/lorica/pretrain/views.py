@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lorica.devices import sent
 from lorica.errors import LoricaError
 from lorica.seeds import stable_seed
 
@@ -59,9 +60,8 @@ class Draws:
         return self._each(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device | str) -> "Draws":
-        """The same on another device; the way there does not wait for what that device is doing."""
-        away = torch.device(device).type != "cpu"  # the way back must wait for the values
-        return self._each(lambda tensor: tensor.to(device, non_blocking=away))
+        """The same on another device."""
+        return self._each(lambda tensor: sent(tensor, torch.device(device)))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Draws":
         tensors = (self.boxes, self.flipped, self.jittered, self.factors, self.order, self.grey)

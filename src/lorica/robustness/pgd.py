@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lorica.devices import sent
 from lorica.robustness.threat import Threat
 
 Model = Callable[[Tensor], Tensor]
@@ -110,7 +111,7 @@ def n_fgsm(
     if threat.norm != "linf":
         raise ValueError("N-FGSM is defined for L-inf")
     home = pixels.device if generator is None else generator.device
-    uniform = torch.rand(pixels.shape, generator=generator, device=home).to(pixels.device)
+    uniform = sent(torch.rand(pixels.shape, generator=generator, device=home), pixels.device)
     noisy = (pixels + noise * threat.eps * (2 * uniform - 1)).requires_grad_(True)
     with torch.enable_grad():
         (gradient,) = torch.autograd.grad(loss(model(noisy)), noisy)

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lorica.devices import sent
 from lorica.errors import LoricaError
 
 Norm = Literal["linf", "l2"]
@@ -51,10 +52,10 @@ class Threat:
         """A start in the ball (N, C, H, W): uniform for L-inf; for L2 in a random direction, at a uniform length."""
         home = pixels.device if generator is None else generator.device  # one of the CPU draws the same everywhere
         if self.norm == "linf":
-            noise = torch.rand(pixels.shape, generator=generator, device=home).to(pixels.device)
+            noise = sent(torch.rand(pixels.shape, generator=generator, device=home), pixels.device)
             return (pixels + self.eps * (2 * noise - 1)).clamp(0, 1)
-        noise = torch.randn(pixels.shape, generator=generator, device=home).to(pixels.device)
-        share = torch.rand((len(pixels), 1, 1, 1), generator=generator, device=home).to(pixels.device)
+        noise = sent(torch.randn(pixels.shape, generator=generator, device=home), pixels.device)
+        share = sent(torch.rand((len(pixels), 1, 1, 1), generator=generator, device=home), pixels.device)
         return (pixels + self.eps * share * noise / _length(noise).clamp_min(1e-12)).clamp(0, 1)
 
     def distance(self, adversarial: Tensor, pixels: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from lorica.adapt.defences.accounting import Account
 from lorica.adapt.defences.base import DEFENCES, Defence
 from lorica.adapt.pools import Draw, Pool
 from lorica.config import Config
+from lorica.devices import sent
 from lorica.diffusion import LatentDiffusion
 from lorica.diffusion.per_sample import PerSampleGradients, clipped_sum
 from lorica.errors import LoricaError
@@ -116,7 +117,7 @@ class DpLora(Defence[DpLoraConfig]):
         for parameter, total in zip(recorded.parameters, sums, strict=True):
             noise = torch.from_numpy(random.standard_normal(tuple(total.shape), dtype=np.float32))
             spread = self.sigma * self.options.max_norm
-            parameter.grad = (total + spread * noise.to(self.device, non_blocking=True)) / self.expected
+            parameter.grad = (total + spread * sent(noise, self.device)) / self.expected
 
     def facts(self, steps: int) -> dict[str, Any]:
         epsilon, o = self.account.epsilon(self.sigma, steps), self.options

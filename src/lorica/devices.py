@@ -1,0 +1,31 @@
+"""Where things are computed, and how they get there."""
+
+import torch
+from torch import Tensor
+
+from lorica.errors import LoricaError
+
+
+def pick_device(device: str | None) -> torch.device:
+    """The named device, or CUDA where there is one.
+
+    Raises:
+        LoricaError: there is no such device here.
+    """
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # the latter: PyTorch without CUDA
+        raise LoricaError(
+            f"device {device!r} is not available", "Use --device cpu, or cuda where PyTorch sees a GPU."
+        ) from error
+    return chosen
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device, without waiting for what that is doing, unless it is the CPU, which needs the values.
+
+    From the CPU that takes pinned memory: a copy out of any other waits for the work that is queued before it.
+    """
+    pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
+    return pinned.to(device, non_blocking=device.type != "cpu")
