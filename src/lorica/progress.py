@@ -1,19 +1,35 @@
 """One look for every long piece of work."""
 
 import sys
+import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 T = TypeVar("T")
 
 console = Console(stderr=True, highlight=False)
 
 
+LINE_EVERY = 60.0
+"""Seconds between two lines of a log."""
+
+
 def bar(*, transient: bool = False, columns: tuple[str, ...] = ()) -> Progress:
-    """A progress bar on stderr, silent where stderr is not a terminal. `columns` are extra text fields."""
+    """A progress bar on stderr; a line a minute where that is not a terminal. `columns` are extra text fields."""
+    if not sys.stderr.isatty():
+        return _Lines(columns)
     extra = [TextColumn("{task.fields[" + name + "]}") for name in columns]
     return Progress(
         TextColumn("[bold]{task.description}"),
@@ -24,8 +40,39 @@ def bar(*, transient: bool = False, columns: tuple[str, ...] = ()) -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=transient,
-        disable=not sys.stderr.isatty(),
     )
+
+
+class _Lines(Progress):
+    """For logs, in which a bar could not move: what it would show, now and then. Short work says nothing."""
+
+    def __init__(self, columns: tuple[str, ...]) -> None:
+        super().__init__(disable=True, speed_estimate_period=10 * LINE_EVERY)
+        self._columns, self._said = columns, time.monotonic()
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        super().update(task_id, **changes)
+        self._say(task_id)
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        super().advance(task_id, advance)
+        self._say(task_id)
+
+    def _say(self, task_id: TaskID) -> None:
+        task = next(task for task in self.tasks if task.id == task_id)
+        if not task.visible or time.monotonic() - self._said < LINE_EVERY:
+            return
+        self._said = time.monotonic()
+        total = "" if task.total is None else f"/{task.total:.0f}"
+        parts = [f"{task.completed:.0f}{total}", *(str(task.fields.get(name, "")) for name in self._columns)]
+        parts.append(f"{_clock(task.elapsed)} passed")
+        if task.time_remaining is not None:
+            parts.append(f"about {_clock(task.time_remaining)} left")
+        print(f"{task.description}: {', '.join(filter(None, parts))}", file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float | None) -> str:
+    return str(timedelta(seconds=round(seconds or 0)))
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
