@@ -5,7 +5,7 @@
     python benchmarks/robust_finetuning.py --data ../shared/data --sets faces --ablations "no KL,fixed weights"
 
 Runs resume: a second call goes on where the first was stopped, and prints the table of what is complete. The last line
-is one JSON object with all figures.
+is one JSON object with all figures, and the differences of each method from the first, paired by seed.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import paired
 import shared_sets
 from lorica import finetune
 from lorica.artefacts import hardware, read_json, versions
@@ -59,9 +60,19 @@ def main() -> None:
                     {"set": name, "seed": seed, "method": label} | _row(args, name, pictures, seed, label, changes)
                 )
                 _print(rows)
+    differences = _differences(rows)
+    if differences:
+        paired.print_differences(differences, rows[0]["method"], ("set", "seeds"))
     print(
         json.dumps(
-            {"epochs": args.epochs, "tier": args.tier, "hardware": hardware(), "versions": versions(), "rows": rows}
+            {
+                "epochs": args.epochs,
+                "tier": args.tier,
+                "rows": rows,
+                "differences": differences,
+                "hardware": hardware(),
+                "versions": versions(),
+            }
         )
     )
 
@@ -109,6 +120,19 @@ def _row(
         "weights": record["weights"],
         "val_robust": record["val_robust"],
     }
+
+
+def _differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of every other method from the first, on each set, over the seeds."""
+    found = {(row["method"], row["set"], row["seed"]): row for row in rows}
+    differences = []
+    for method, where in dict.fromkeys((row["method"], row["set"]) for row in rows):
+        if method != rows[0]["method"]:
+            seeds = [seed for name, place, seed in found if (name, place) == (method, where)]
+            pairs = [(found[method, where, seed], found[rows[0]["method"], where, seed]) for seed in seeds]
+            about = {"row": method, "set": where, "seeds": len(seeds)}
+            differences.append(about | paired.difference(pairs))
+    return differences
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

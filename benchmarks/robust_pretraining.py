@@ -12,11 +12,9 @@ last line is one JSON object with all figures of the rows that were asked for, a
 import argparse
 import json
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
-from scipy.stats import t as student
-
+import paired
 import shared_sets
 from lorica import evaluate, pretrain
 from lorica.artefacts import hardware, versions
@@ -31,7 +29,6 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 BASE = "acl"
 """The row that the others are compared with."""
-METRICS = ("natural", "pgd20", "robust")
 PROTOCOLS = "slf:25,alf:4,aff:6"
 PRESET = "dynacl++-stl10-96"  # rate 0.1 for both linear heads: in so few steps they learn next to nothing at 0.01
 
@@ -67,7 +64,7 @@ def main() -> None:
                 rows.append({"row": name, "seed": seed, "set": downstream, "protocols": found, "pre-training": record})
                 _print(rows)
     differences = _differences(rows)
-    _print_differences(differences)
+    paired.print_differences(differences, BASE, ("set", "protocol", "seeds"))
     settings = {key: value for key, value in vars(args).items() if key not in ("data", "output", "rows", "seeds")}
     print(
         json.dumps(
@@ -126,7 +123,7 @@ def _protocols(args: argparse.Namespace, folder: Path, downstream: str, seed: in
             resume=True,
         )
         found = evaluate.run(config)["protocols"][name]
-        entries[name] = {key: _rate(found[key]) for key in METRICS}
+        entries[name] = {key: _rate(found[key]) for key in paired.METRICS}
         entries[name]["seconds"] = found["seconds"]
     return entries
 
@@ -142,15 +139,14 @@ def _print(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         cells = [row["row"], str(row["seed"]), row["set"]]
         for found in row["protocols"].values():
-            values = " / ".join(f"{100 * found[key]['value']:.1f}" for key in METRICS)
+            values = " / ".join(f"{100 * found[key]['value']:.1f}" for key in paired.METRICS)
             low, high = (100 * found["robust"][end] for end in ("low", "high"))
             cells.append(f"{values} [{low:.1f}, {high:.1f}]")
         print(f"| {' | '.join(cells)} | {row['pre-training']['seconds'] / 60:.0f} |", flush=True)
 
 
 def _differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of every other row from BASE, {metric: {"value", "low", "high"}}: the mean over the seeds that both have, with
-    Student's 95 % interval over seeds (None for a single one)."""
+    """Of every other row from BASE, under each protocol, over the seeds that both have."""
     found = {(row["row"], row["set"], row["seed"]): row["protocols"] for row in rows}
     differences = []
     for name, downstream in dict.fromkeys((row["row"], row["set"]) for row in rows if row["row"] != BASE):
@@ -160,31 +156,9 @@ def _differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if (row, where) == (name, downstream) and (BASE, downstream, seed) in found
         ]
         for protocol in pairs[0][0] if pairs else ():
-            gains = {key: [a[protocol][key]["value"] - b[protocol][key]["value"] for a, b in pairs] for key in METRICS}
-            about = {"row": name, "set": downstream, "protocol": protocol, "seeds": len(pairs)}
-            differences.append(about | {key: _interval(values) for key, values in gains.items()})
+            about = {"row": name, "set": downstream, "protocol": protocol.upper(), "seeds": len(pairs)}
+            differences.append(about | paired.difference([(a[protocol], b[protocol]) for a, b in pairs]))
     return differences
-
-
-def _interval(values: list[float]) -> dict[str, float | None]:
-    if len(values) < 2:
-        return {"value": values[0], "low": None, "high": None}
-    half = float(student.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    return {"value": mean(values), "low": mean(values) - half, "high": mean(values) + half}
-
-
-def _print_differences(differences: list[dict[str, Any]]) -> None:
-    """In Markdown: points more than BASE."""
-    if not differences:
-        return
-    columns = [f"points more than {BASE}", "set", "protocol", "seeds", *METRICS]
-    print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    for row in differences:
-        cells = [row["row"], row["set"], row["protocol"].upper(), str(row["seeds"])]
-        for value, low, high in (row[key].values() for key in METRICS):
-            interval = "" if low is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
-            cells.append(f"{100 * value:+.1f}{interval}")
-        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

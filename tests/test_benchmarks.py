@@ -94,9 +94,13 @@ def test_robust_pretraining_compares_methods_and_its_terms_are_measured(tmp_path
 
 @needs_data
 def test_robust_finetuning_compares_methods(tmp_path: Path) -> None:
-    options = ("--sets", "faces", "--methods", "at", "--epochs", "1", "--tier", "quick", "--output", tmp_path)
+    options = ("--sets", "faces", "--methods", "at,vanilla", "--epochs", "1", "--tier", "quick", "--output", tmp_path)
     found = figures("robust_finetuning.py", "--data", DATA, *options, "--epoch-steps", "1", "--batch-size", "256")
-    assert [row["method"] for row in found["rows"]] == ["at"]
+    assert [row["method"] for row in found["rows"]] == ["at", "vanilla"]
+    first, second = (row["natural"]["value"] for row in found["rows"])
+    (difference,) = found["differences"]
+    assert (difference["row"], difference["set"], difference["seeds"]) == ("vanilla", "faces", 1)
+    assert difference["natural"] == {"value": second - first, "low": None, "high": None}
 
 
 @needs_data
