@@ -1,6 +1,7 @@
 """`lorica <verb>`: options, help and checks come from the verb's configuration class; `verbs.py` has the verbs."""
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,5 +138,5 @@ def main() -> None:
     """Entry point. Exit codes: 0 done, 2 bad input, 3 a release gate failed, 130 interrupted."""
     from lorica.verbs import register  # late, as it imports what every verb needs
 
-    register()
+    register(sys.argv[1] if len(sys.argv) > 1 else None)
     app()

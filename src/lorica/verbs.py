@@ -3,15 +3,16 @@
 import shlex
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
 from lorica.artefacts import RUN_FILE, read_json
-from lorica.cli import GATE_FAILED, add_verb
+from lorica.cli import GATE_FAILED, Handler, add_verb
 from lorica.errors import LoricaError
 from lorica.progress import console
 
@@ -251,70 +252,89 @@ def command() -> str:
     return shlex.join(["lorica", *sys.argv[1:]])
 
 
-def register() -> None:
-    """Each verb's class is imported only when the command line runs, not when `lorica` is imported."""
-    from lorica.adapt import AdaptConfig
-    from lorica.audit import AuditConfig
-    from lorica.demo import DemoConfig
-    from lorica.evaluate import EvaluateConfig
-    from lorica.finetune import FinetuneConfig
-    from lorica.generate import GenerateConfig
-    from lorica.pretrain import PretrainConfig
-    from lorica.report.config import ReportConfig
-    from lorica.shadows import ShadowsConfig
+class Verb(NamedTuple):
+    """What `add_verb` takes, with the configuration class by its name: it is imported when the verb is registered."""
 
-    add_verb("demo", DemoConfig, _demo, examples="lorica demo --output runs/demo")
-    add_verb(
-        "adapt",
-        AdaptConfig,
+    config: str
+    """MODULE:CLASS."""
+    handler: Handler
+    examples: tuple[str, ...]
+    positional: tuple[str, ...] = ()
+
+
+VERBS = {
+    "demo": Verb("lorica.demo:DemoConfig", _demo, ("lorica demo --output runs/demo",)),
+    "adapt": Verb(
+        "lorica.adapt:AdaptConfig",
         _adapt,
+        (
+            "lorica adapt pictures/ --objective smp-lora --steps 2000 --seed 0 --output runs/mine",
+            "lorica adapt pictures/ --output runs/mine --resume",
+        ),
         positional=("data",),
-        examples="lorica adapt pictures/ --objective smp-lora --steps 2000 --seed 0 --output runs/mine\n\n"
-        "lorica adapt pictures/ --output runs/mine --resume",
-    )
-    add_verb("shadows", ShadowsConfig, _shadows, positional=("run",), examples="lorica shadows runs/mine --count 16")
-    add_verb(
-        "audit",
-        AuditConfig,
+    ),
+    "shadows": Verb(
+        "lorica.shadows:ShadowsConfig", _shadows, ("lorica shadows runs/mine --count 16",), positional=("run",)
+    ),
+    "audit": Verb(
+        "lorica.audit:AuditConfig",
         _audit,
-        examples="lorica audit --lora runs/mine --output runs/mine/audit\n\n"
-        "lorica audit --base MODEL --lora lora.safetensors --members in/ --nonmembers out/ --output audit "
-        '--fail-if "auc>0.6"',
-    )
-    add_verb(
-        "generate",
-        GenerateConfig,
+        (
+            "lorica audit --lora runs/mine --output runs/mine/audit",
+            "lorica audit --base MODEL --lora lora.safetensors --members in/ --nonmembers out/ --output audit "
+            '--fail-if "auc>0.6"',
+        ),
+    ),
+    "generate": Verb(
+        "lorica.generate:GenerateConfig",
         _generate,
-        examples='lorica generate --lora runs/mine --captions "a cat" --output pictures',
-    )
-    add_verb(
-        "report",
-        ReportConfig,
+        ('lorica generate --lora runs/mine --captions "a cat" --output pictures',),
+    ),
+    "report": Verb(
+        "lorica.report.config:ReportConfig",
         _report,
+        ("lorica report runs/a/audit runs/b/audit --output compare.html",),
         positional=("results",),
-        examples="lorica report runs/a/audit runs/b/audit --output compare.html",
-    )
-
-    add_verb(
-        "pretrain",
-        PretrainConfig,
+    ),
+    "pretrain": Verb(
+        "lorica.pretrain:PretrainConfig",
         _pretrain,
-        examples="lorica pretrain --data pictures/ --output runs/pretrain\n\n"
-        "lorica pretrain --data pictures/ --method acl --invariance air --probe labelled/ --epochs 100",
-    )
-    add_verb(
-        "finetune",
-        FinetuneConfig,
+        (
+            "lorica pretrain --data pictures/ --output runs/pretrain",
+            "lorica pretrain --data pictures/ --method acl --invariance air --probe labelled/ --epochs 100",
+        ),
+    ),
+    "finetune": Verb(
+        "lorica.finetune:FinetuneConfig",
         _finetune,
-        examples="lorica finetune --data pictures/ --model resnet18\n\n"
-        "lorica finetune --data pictures/ --model resnet18 --output runs/finetune --resume",
-    )
-    add_verb(
-        "evaluate",
-        EvaluateConfig,
+        (
+            "lorica finetune --data pictures/ --model resnet18",
+            "lorica finetune --data pictures/ --model resnet18 --output runs/finetune --resume",
+        ),
+    ),
+    "evaluate": Verb(
+        "lorica.evaluate:EvaluateConfig",
         _evaluate,
+        (
+            "lorica evaluate runs/finetune --data pictures/ --eps 4/255,8/255",
+            "lorica evaluate runs/pretrain --data pictures/ --protocol slf,alf,aff",
+            "lorica evaluate runs/pretrain --data pictures/ --protocol slf --protocol-labels 0.01 --output runs/few",
+        ),
         positional=("model.name",),
-        examples="lorica evaluate runs/finetune --data pictures/ --eps 4/255,8/255\n\n"
-        "lorica evaluate runs/pretrain --data pictures/ --protocol slf,alf,aff\n\n"
-        "lorica evaluate runs/pretrain --data pictures/ --protocol slf --protocol-labels 0.01 --output runs/few",
-    )
+    ),
+}
+"""All verbs, in the order of `lorica --help`."""
+
+
+def register(asked: str | None = None) -> None:
+    """Give the command line its verbs.
+
+    Args:
+        asked: the one that is going to be used, which then imports its own libraries and no others. Anything else,
+            a misspelling for example, registers all.
+    """
+    for name in [asked] if asked in VERBS else VERBS:
+        verb = VERBS[name]
+        module, _, cls = verb.config.partition(":")
+        config = getattr(import_module(module), cls)
+        add_verb(name, config, verb.handler, positional=verb.positional, examples="\n\n".join(verb.examples))
