@@ -164,12 +164,14 @@ def attack_in_batches(
         rows: (M,) int64, which of them.
         kept: where results go.
         batch_size: pictures at a time.
-        advance: told how far it is.
+        advance: told how far it is, from 0 on: (pictures done, of how many).
 
     Raises:
         LoricaError: results cannot be written; what was kept before stays.
     """
     outcome = Outcome(torch.zeros(len(labels), dtype=torch.bool), len(rows))
+    if advance is not None and len(rows):
+        advance(0, len(rows))
     for number, chosen in enumerate(rows.split(batch_size) if len(rows) else ()):
         batch = kept.get(name, number, chosen)
         if batch is None:

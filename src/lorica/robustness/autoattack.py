@@ -99,7 +99,7 @@ def autoattack(
         batch_size: pictures at a time. Random numbers depend on it.
         logits: (N, classes) of the pictures, if they are known.
         kept: where results go; given those of a killed run, that run is gone on with.
-        advance: told after every batch (attack, pictures done, of how many).
+        advance: told before the first and after every batch (attack, pictures done, of how many).
 
     Raises:
         LoricaError: pyautoattack is not installed, a single class, or results cannot be written.
