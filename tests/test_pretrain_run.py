@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 from lorica.cli import app
@@ -41,6 +42,27 @@ def lorica(*arguments: object) -> tuple[int, str]:
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+def test_a_compiled_encoder_learns_the_same_in_whole_graphs(monkeypatch):
+    original, compiled = nn.Module.compile, []
+
+    def compile_quickly(self):  # the same graphs, without a C++ compiler's time
+        compiled.append(self)
+        original(self, backend="aot_eager", fullgraph=True)  # which a graph break would end
+
+    monkeypatch.setattr(nn.Module, "compile", compile_quickly)
+    states = []
+    for option in (False, True):
+        trainer = tiny_trainer(tiny_config(compile=option))
+        trainer.begin_epoch()
+        for batch in trainer.pending():
+            trainer.step(*batch)
+        states.append(trainer.method.state_dict())
+        assert len(compiled) == 2 * option  # what learns, and what is attacked
+    plain, other = states
+    assert plain.keys() == other.keys()
+    assert all(torch.allclose(plain[name], other[name], atol=1e-5) for name in plain)
 
 
 @pytest.mark.parametrize("invariance", ["none", "sir", "air", "both"])
