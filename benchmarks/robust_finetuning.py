@@ -60,9 +60,9 @@ def main() -> None:
                     {"set": name, "seed": seed, "method": label} | _row(args, name, pictures, seed, label, changes)
                 )
                 _print(rows)
-    differences = _differences(rows)
-    if differences:
-        paired.print_differences(differences, rows[0]["method"], ("set", "seeds"))
+    first = rows[0]["method"]
+    differences = paired.differences([row | {"row": row["method"]} for row in rows], first, ("set",))
+    paired.print_differences(differences, first, ("set",))
     print(
         json.dumps(
             {
@@ -120,19 +120,6 @@ def _row(
         "weights": record["weights"],
         "val_robust": record["val_robust"],
     }
-
-
-def _differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of every other method from the first, on each set, over the seeds."""
-    found = {(row["method"], row["set"], row["seed"]): row for row in rows}
-    differences = []
-    for method, where in dict.fromkeys((row["method"], row["set"]) for row in rows):
-        if method != rows[0]["method"]:
-            seeds = [seed for name, place, seed in found if (name, place) == (method, where)]
-            pairs = [(found[method, where, seed], found[rows[0]["method"], where, seed]) for seed in seeds]
-            about = {"row": method, "set": where, "seeds": len(seeds)}
-            differences.append(about | paired.difference(pairs))
-    return differences
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

@@ -63,8 +63,9 @@ def main() -> None:
                 found = _protocols(args, folder, downstream, seed)
                 rows.append({"row": name, "seed": seed, "set": downstream, "protocols": found, "pre-training": record})
                 _print(rows)
-    differences = _differences(rows)
-    paired.print_differences(differences, BASE, ("set", "protocol", "seeds"))
+    runs = [row | {"protocol": name} | found for row in rows for name, found in row["protocols"].items()]
+    differences = paired.differences(runs, BASE, ("set", "protocol"))
+    paired.print_differences(differences, BASE, ("set", "protocol"))
     settings = {key: value for key, value in vars(args).items() if key not in ("data", "output", "rows", "seeds")}
     print(
         json.dumps(
@@ -143,22 +144,6 @@ def _print(rows: list[dict[str, Any]]) -> None:
             low, high = (100 * found["robust"][end] for end in ("low", "high"))
             cells.append(f"{values} [{low:.1f}, {high:.1f}]")
         print(f"| {' | '.join(cells)} | {row['pre-training']['seconds'] / 60:.0f} |", flush=True)
-
-
-def _differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of every other row from BASE, under each protocol, over the seeds that both have."""
-    found = {(row["row"], row["set"], row["seed"]): row["protocols"] for row in rows}
-    differences = []
-    for name, downstream in dict.fromkeys((row["row"], row["set"]) for row in rows if row["row"] != BASE):
-        pairs = [
-            (protocols, found[BASE, downstream, seed])
-            for (row, where, seed), protocols in found.items()
-            if (row, where) == (name, downstream) and (BASE, downstream, seed) in found
-        ]
-        for protocol in pairs[0][0] if pairs else ():
-            about = {"row": name, "set": downstream, "protocol": protocol.upper(), "seeds": len(pairs)}
-            differences.append(about | paired.difference([(a[protocol], b[protocol]) for a, b in pairs]))
-    return differences
 
 
 if __name__ == "__main__":

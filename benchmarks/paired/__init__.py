@@ -8,26 +8,40 @@ from scipy.stats import t as student
 
 METRICS = ("natural", "pgd20", "robust")
 
-Found = Mapping[str, Mapping[str, float]]
-"""{metric: {"value": ..., ...}} of one run."""
 
+def differences(runs: Sequence[Mapping[str, Any]], base: str, about: Sequence[str]) -> list[dict[str, Any]]:
+    """Of every other row from `base`, over the seeds that both have.
 
-def difference(pairs: Sequence[tuple[Found, Found]]) -> dict[str, dict[str, float | None]]:
-    """Of the first from the second of each pair, {metric: {"value", "low", "high"}}.
+    Args:
+        runs: each with "row", "seed", the columns `about`, and {metric: {"value": ..., ...}}.
+        base: the row that the others are compared with.
+        about: columns in which compared runs are alike, e.g. "set".
 
-    The mean over the pairs, one for each seed, with Student's 95 % interval (None for a single one).
+    Returns:
+        {"row", *about, "seeds": how many, metric: {"value", "low", "high"}} for each row: the mean difference with
+        Student's 95 % interval (None for a single seed).
     """
-    return {key: _interval([a[key]["value"] - b[key]["value"] for a, b in pairs]) for key in METRICS}
+    found = {(run["row"], *(run[key] for key in about), run["seed"]): run for run in runs}
+    pairs: dict[tuple[Any, ...], list[tuple[Any, Any]]] = {}
+    for (row, *where, seed), run in found.items():
+        if row != base and (base, *where, seed) in found:
+            pairs.setdefault((row, *where), []).append((run, found[base, *where, seed]))
+    return [
+        dict(zip(("row", *about), key, strict=True))
+        | {"seeds": len(both)}
+        | {metric: _interval([a[metric]["value"] - b[metric]["value"] for a, b in both]) for metric in METRICS}
+        for key, both in pairs.items()
+    ]
 
 
-def print_differences(differences: Sequence[Mapping[str, Any]], base: str, about: Sequence[str]) -> None:
-    """In Markdown: points more than `base`. Each row has the columns `about` besides the metrics."""
-    if not differences:
+def print_differences(rows: Sequence[Mapping[str, Any]], base: str, about: Sequence[str]) -> None:
+    """What `differences` found, in Markdown: points more than `base`."""
+    if not rows:
         return
-    columns = [f"points more than {base}", *about, *METRICS]
+    columns = [f"points more than {base}", *about, "seeds", *METRICS]
     print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    for row in differences:
-        cells = [row["row"], *(str(row[key]) for key in about), *(_cell(row[key]) for key in METRICS)]
+    for row in rows:
+        cells = [row["row"], *(str(row[key]) for key in (*about, "seeds")), *(_cell(row[key]) for key in METRICS)]
         print(f"| {' | '.join(cells)} |", flush=True)
 
 
