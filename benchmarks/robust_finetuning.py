@@ -23,6 +23,7 @@ METHODS = ("vanilla", "twins", "autolora", "at")
 ABLATIONS: dict[str, dict[str, Any]] = {
     "autolora": {},
     "judged by accuracy": {"judged_by": "accuracy"},
+    "judged by loss": {"judged_by": "loss"},
     "fixed weights": {"options": {"lambda1": 0.5, "lambda2": 3.0}},
     "no LR schedule": {"schedule": "constant"},
     "no KL": {"options": {"lambda2": 0.0}},
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--train", type=int, default=25_000, help="training pictures of CIFAR-10")
     parser.add_argument("--test", type=int, default=10_000, help="test pictures of CIFAR-10")
+    parser.add_argument("--val-share", type=float, default=0.05, help="of the training pictures, for validation")
     parser.add_argument("--tier", default="lite", choices=("quick", "lite", "standard"))
     parser.add_argument("--backbone", help="folder of an exported encoder, in place of the ResNet-20")
     parser.add_argument(
@@ -101,6 +103,7 @@ def _row(
             "epochs": args.epochs,
             "epoch_steps": args.epoch_steps,
             "batch_size": args.batch_size,
+            "val_share": args.val_share,
             "evaluate": args.tier,
             "seed": seed,
             "device": args.device,

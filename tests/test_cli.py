@@ -1,8 +1,11 @@
 """The command line: what a user types, what is printed, and the exit code."""
 
+import inspect
 import json
 import shutil
+import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,16 +14,11 @@ from PIL import Image
 
 import synthetic_audit as synthetic
 from lorica.adapt import DEFENCES, OBJECTIVES, AdaptConfig
-from lorica.audit import ATTACKS, AuditConfig
+from lorica.audit import ATTACKS
 from lorica.cli import main
-from lorica.config import walk
+from lorica.config import Config, walk
 from lorica.data.cohort import write_cohort
-from lorica.demo import DemoConfig
-from lorica.evaluate import EvaluateConfig
-from lorica.finetune import FinetuneConfig
-from lorica.generate import GenerateConfig
-from lorica.shadows import ShadowsConfig
-from lorica.verbs import print_audit
+from lorica.verbs import VERBS, print_audit
 
 
 class Result:
@@ -69,24 +67,43 @@ def finished_run(tmp_path_factory, people, tiny_pipeline_folder) -> Path:
     return output
 
 
-@pytest.mark.parametrize(
-    ("verb", "cls"),
-    [
-        ("adapt", AdaptConfig),
-        ("audit", AuditConfig),
-        ("generate", GenerateConfig),
-        ("demo", DemoConfig),
-        ("shadows", ShadowsConfig),
-        ("finetune", FinetuneConfig),
-        ("evaluate", EvaluateConfig),
-    ],
-)
-def test_help_teaches_every_key_of_the_configuration(lorica, verb, cls):
+def config_class(verb: str) -> type[Config]:
+    module, _, cls = VERBS[verb].config.partition(":")
+    return getattr(import_module(module), cls)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_teaches_every_key_of_the_configuration(lorica, verb):
     shown = lorica(verb, "--help").out
-    for key, field in walk(cls):
+    for key, field in walk(config_class(verb)):
         flag = key.replace(".", "-").replace("_", "-")
         assert flag in shown or key.upper() in shown, key
         assert field.description, f"{key} has no description"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_list_of_verbs_says_what_each_says_of_itself(lorica, verb):
+    assert inspect.getdoc(config_class(verb)) == VERBS[verb].summary
+    assert VERBS[verb].summary in lorica("--help").out
+
+
+def test_the_list_of_verbs_waits_for_no_library():
+    code = """if True:
+        import sys
+        from lorica import cli
+        sys.argv = ["lorica", "--help"]
+        try:
+            cli.main()
+        except SystemExit as end:
+            assert end.code == 0
+        assert "torch" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_misspelled_verb_is_told_the_right_one(lorica):
+    result = lorica("finetun", "--data", "pictures")
+    assert result.code == 2 and "Did you mean 'finetune'?" in result.err
 
 
 def test_print_config_is_a_config_file_that_gives_the_same_configuration(lorica, tmp_path):

@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
 import lorica
@@ -189,6 +188,8 @@ def _lock(handle: int, folder: Path) -> None:
 
 def hardware() -> dict[str, Any]:
     """What the result was computed on."""
+    import torch  # here, as `lorica --help` comes by
+
     cuda = torch.cuda.is_available()
     return {
         "device": torch.cuda.get_device_name(0) if cuda else "CPU",

@@ -136,7 +136,11 @@ def _root(version: Annotated[bool, typer.Option("--version", help="print the ver
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 2 bad input, 3 a release gate failed, 130 interrupted."""
-    from lorica.verbs import register  # late, as it imports what every verb needs
+    from lorica.verbs import VERBS, list_verbs, register  # late, as they import this module
 
-    register(sys.argv[1] if len(sys.argv) > 1 else None)
+    asked = sys.argv[1] if len(sys.argv) > 1 else None
+    if asked in VERBS:
+        register(asked)
+    else:
+        list_verbs()
     app()

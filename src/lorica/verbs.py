@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lorica.artefacts import RUN_FILE, read_json
-from lorica.cli import GATE_FAILED, Handler, add_verb
+from lorica.cli import GATE_FAILED, Handler, add_verb, app
 from lorica.errors import LoricaError
 from lorica.progress import console
 
@@ -255,6 +255,8 @@ def command() -> str:
 class Verb(NamedTuple):
     """What `add_verb` takes, with the configuration class by its name: it is imported when the verb is registered."""
 
+    summary: str
+    """The class's docstring, for `lorica --help`, which is not to wait for an import."""
     config: str
     """MODULE:CLASS."""
     handler: Handler
@@ -263,8 +265,14 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "demo": Verb("lorica.demo:DemoConfig", _demo, ("lorica demo --output runs/demo",)),
+    "demo": Verb(
+        "Adapt, audit and report on the built-in private set of imaginary people: see a LoRA betray its members.",
+        "lorica.demo:DemoConfig",
+        _demo,
+        ("lorica demo --output runs/demo",),
+    ),
     "adapt": Verb(
+        "Adapt a latent diffusion model to a folder of private pictures with LoRA.",
         "lorica.adapt:AdaptConfig",
         _adapt,
         (
@@ -274,9 +282,14 @@ VERBS = {
         positional=("data",),
     ),
     "shadows": Verb(
-        "lorica.shadows:ShadowsConfig", _shadows, ("lorica shadows runs/mine --count 16",), positional=("run",)
+        "Train shadow LoRAs for the attacks that need them: a run's own recipe on random halves of its pictures.",
+        "lorica.shadows:ShadowsConfig",
+        _shadows,
+        ("lorica shadows runs/mine --count 16",),
+        positional=("run",),
     ),
     "audit": Verb(
+        "Measure how well membership attacks tell the pictures a LoRA was trained on from others of the same kind.",
         "lorica.audit:AuditConfig",
         _audit,
         (
@@ -286,17 +299,20 @@ VERBS = {
         ),
     ),
     "generate": Verb(
+        "Draw pictures for captions, and measure FID and KID against reference pictures.",
         "lorica.generate:GenerateConfig",
         _generate,
         ('lorica generate --lora runs/mine --captions "a cat" --output pictures',),
     ),
     "report": Verb(
+        "Put audits, robustness evaluations or pre-training runs on one self-contained HTML page.",
         "lorica.report.config:ReportConfig",
         _report,
         ("lorica report runs/a/audit runs/b/audit --output compare.html",),
         positional=("results",),
     ),
     "pretrain": Verb(
+        "Learn a robust image encoder from pictures without labels.",
         "lorica.pretrain:PretrainConfig",
         _pretrain,
         (
@@ -305,6 +321,7 @@ VERBS = {
         ),
     ),
     "finetune": Verb(
+        "Make a pre-trained image classifier or encoder adversarially robust on labelled pictures.",
         "lorica.finetune:FinetuneConfig",
         _finetune,
         (
@@ -313,6 +330,7 @@ VERBS = {
         ),
     ),
     "evaluate": Verb(
+        "Measure how often a classifier is right about natural, attacked and corrupted pictures.",
         "lorica.evaluate:EvaluateConfig",
         _evaluate,
         (
@@ -330,11 +348,16 @@ def register(asked: str | None = None) -> None:
     """Give the command line its verbs.
 
     Args:
-        asked: the one that is going to be used, which then imports its own libraries and no others. Anything else,
-            a misspelling for example, registers all.
+        asked: the one that is going to be used, which then imports its own libraries and no others; by default all.
     """
-    for name in [asked] if asked in VERBS else VERBS:
+    for name in VERBS if asked is None else [asked]:
         verb = VERBS[name]
         module, _, cls = verb.config.partition(":")
         config = getattr(import_module(module), cls)
         add_verb(name, config, verb.handler, positional=verb.positional, examples="\n\n".join(verb.examples))
+
+
+def list_verbs() -> None:
+    """Give the command line the names of its verbs alone: all that `--help` and a misspelled verb need."""
+    for name, verb in VERBS.items():
+        app.command(name, help=verb.summary)(lambda: None)

@@ -8,7 +8,7 @@ from lorica.config import Config
 
 
 class ReportConfig(Config):
-    """Put one or several audits, or one or several robustness evaluations, on one self-contained HTML page."""
+    """Put audits, robustness evaluations or pre-training runs on one self-contained HTML page."""
 
     results: list[Path] = Field(
         description="folders written by `lorica audit`; or by `lorica evaluate` or `lorica finetune`", min_length=1
