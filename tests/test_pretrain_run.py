@@ -295,9 +295,9 @@ def test_plus_plus_trains_on_clusters_and_delivers_an_encoder_without_a_head(tmp
     record = run(config)
     done = record["plus_plus"]
     assert (done["clusters"], sum(done["pictures"]), done["epochs"]) == (2, 24, [1, 1])
-    assert (tmp_path / "run" / "plus_plus" / "all" / "run.json").is_file()
+    assert (tmp_path / "run" / "plus_plus" / "2_1" / "all" / "run.json").is_file()
     after, _ = load_classifier(ModelConfig(name=str(tmp_path / "run" / "encoder")))
-    before, _ = load_classifier(ModelConfig(name=str(tmp_path / "run" / "plus_plus" / "before")))
+    before, _ = load_classifier(ModelConfig(name=str(tmp_path / "run" / "plus_plus" / "2_1" / "before")))
     pixels = torch.rand(2, 3, SIDE, SIDE)
     assert after(pixels).shape == before(pixels).shape == (2, 16)
     assert not torch.allclose(after(pixels), before(pixels))

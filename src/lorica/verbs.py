@@ -108,7 +108,8 @@ def _evaluate(config: Any) -> None:
 
 
 def _protocols(config: Any) -> None:
-    from lorica.evaluate.protocols import EVALUATION, print_protocols, run
+    from lorica.evaluate.config import EVALUATION
+    from lorica.evaluate.protocols import print_protocols, run
     from lorica.report.robustness import build_robustness, load_robustness
 
     result = run(config)

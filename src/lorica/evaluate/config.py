@@ -19,6 +19,8 @@ ALL = "all"
 
 ENCODER, PROTOCOLS = "encoder", "protocols"
 """Folders in that of a pre-training run: what it made, and how that fared."""
+EVALUATION = "evaluation"
+"""Folder in that of a fine-tuning run: how its model fared."""
 
 
 class EvaluateConfig(Config):
@@ -135,4 +137,4 @@ class EvaluateConfig(Config):
             run = Path("runs")
         elif self.protocol.names and run.name == ENCODER:
             run = run.parent
-        return run / (PROTOCOLS if self.protocol.names else "evaluation")
+        return run / (PROTOCOLS if self.protocol.names else EVALUATION)

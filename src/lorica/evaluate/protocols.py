@@ -26,7 +26,7 @@ from rich.table import Table
 from lorica.artefacts import CONFIG_FILE, RUN_FILE, prepare_output, provenance, read_json, sole_writer, write_json
 from lorica.data.labelled import read_labelled
 from lorica.errors import LoricaError
-from lorica.evaluate.config import ENCODER, EvaluateConfig
+from lorica.evaluate.config import ENCODER, EVALUATION, EvaluateConfig
 from lorica.evaluate.runner import ROBUSTNESS_FILE
 from lorica.evaluate.runner import run as evaluate
 from lorica.evaluate.verdict import percent
@@ -42,7 +42,6 @@ from lorica.vision.loading import DESCRIPTION_FILE
 
 SCHEMA = 1
 PROTOCOLS_FILE = "protocols.json"
-EVALUATION = "evaluation"
 TEACHER_FOLDER = "semi-teacher"
 _RATE = ("value", "low", "high", "correct", "n", "level")
 

@@ -40,7 +40,7 @@ from lorica.artefacts import prepare_output, provenance, read_json, sole_writer,
 from lorica.errors import LoricaError
 from lorica.evaluate.attacks import FOLDER as ATTACKS
 from lorica.evaluate.attacks import Attacked, attack_at, confusions, exactly
-from lorica.evaluate.config import EvaluateConfig
+from lorica.evaluate.config import EVALUATION, EvaluateConfig
 from lorica.evaluate.corrupted import FOLDER as CORRUPTED
 from lorica.evaluate.corrupted import Corruptions, corruptions_of
 from lorica.evaluate.examples import FOLDER as EXAMPLES
@@ -52,7 +52,7 @@ from lorica.evaluate.subject import Subject, subject_of
 from lorica.evaluate.verdict import judge
 from lorica.robustness.accuracy import per_class, rate
 from lorica.robustness.attacked import Counted, as_floats, predict
-from lorica.robustness.autoattack import original
+from lorica.robustness.autoattack import TIERS, original
 from lorica.robustness.flags import Flag, probe, unanswered
 from lorica.robustness.folding import quick
 
@@ -84,10 +84,14 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         recipe_file(subject.run)
     corrupted = corruptions_of(config, subject)
     with sole_writer(config.folder), _interruptible(), exactly(config.precision):
-        _make_room(config, subject)
+        earlier = _make_room(config, subject)
         subject.model.to(device)
-        result = _evaluated(config, subject, corrupted)
+        result = _evaluated(config, subject, corrupted, earlier)
         write_json(config.folder / ROBUSTNESS_FILE, result)
+        if subject.run is not None and config.folder.absolute() == (subject.run / EVALUATION).absolute():
+            from lorica.finetune.deliver import record_evaluation  # which imports this package
+
+            record_evaluation(subject.run, result)
     return result
 
 
@@ -99,25 +103,52 @@ def _interruptible() -> Iterator[None]:
         raise KeyboardInterrupt("what was attacked is kept; the same command goes on from there") from interrupt
 
 
-def _make_room(config: EvaluateConfig, subject: Subject) -> None:
+def _make_room(config: EvaluateConfig, subject: Subject) -> dict[str, Any]:
+    """Make sure that no result is replaced unasked; returns what was found before and is not looked for again."""
     file = config.folder / ROBUSTNESS_FILE
     if not file.exists():
-        return
+        return {}
     before = read_json(file, "earlier evaluation")
-    earlier = before.get("model", {}) if isinstance(before, dict) else {}
-    if earlier.get("sha256") == subject.about["sha256"]:
-        return
+    if not isinstance(before, dict) or before.get("schema") != SCHEMA:
+        before = {"model": {}, "data": {}}
+    now = {"model": subject.about, "data": subject.data}
+    same = {what: before[what].get("sha256") == known["sha256"] for what, known in now.items()}
+    if all(same.values()):
+        _require_as_thorough(config, before)
+        asked = {"membership": subject.members is not None, "corruptions": bool(config.corruptions)}
+        return {name: before[name] for name, again in asked.items() if before[name] and not again}
     if not config.overwrite:
+        other = f"another model ({before['model'].get('name')})"
+        if same["model"]:
+            other = f"the same model on {before['data']['pictures']} other pictures (part {before['data']['part']})"
         raise LoricaError(
-            f"{config.folder} holds the evaluation of another model ({earlier.get('name')})",
-            "Give another --output, or --overwrite to replace it.",
+            f"{config.folder} holds the evaluation of {other}", "Give another --output, or --overwrite to replace it."
         )
+    if same["model"]:
+        return {}
     for name in (ATTACKS, CORRUPTED, EXAMPLES, SHADOWS):
         shutil.rmtree(config.folder / name, ignore_errors=True)
     file.unlink()
+    return {}
 
 
-def _evaluated(config: EvaluateConfig, subject: Subject, corrupted: Corruptions | None) -> dict[str, Any]:
+def _require_as_thorough(config: EvaluateConfig, before: Mapping[str, Any]) -> None:
+    """Refuse to put an upper bound in the place of a better one."""
+    tiers, now = list(TIERS), {(threat.eps, threat.norm) for threat in config.threats}
+    for threat in before["threats"]:
+        tier = threat["autoattack"]["tier"]
+        better = (threat["eps"], threat["norm"]) in now and tiers.index(tier) > tiers.index(config.tier)
+        if better and not config.overwrite:
+            raise LoricaError(
+                f"{config.folder} holds the evaluation of tier {tier}, which says more than one of tier {config.tier}",
+                "Give another --output, or --overwrite to replace it.",
+            )
+
+
+def _evaluated(
+    config: EvaluateConfig, subject: Subject, corrupted: Corruptions | None, earlier: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All that is measured now, with what was measured `earlier` of the same model and pictures."""
     model, began = Counted(subject.model), perf_counter()
     pixels, labels, classes = subject.pictures.pixels, subject.labels, subject.classes
     shadows = shadows_of(subject, config)
@@ -135,8 +166,10 @@ def _evaluated(config: EvaluateConfig, subject: Subject, corrupted: Corruptions 
             weaker = attacked[-1] if attacked else None
             attacked.append(attack_at(threat, model, copied, subject, config, logits, weaker))
             flags += [(str(threat), flag) for flag in attacked[-1].flags]
-        corruptions = None if corrupted is None else corrupted.table(model)
-        members = None if subject.members is None else membership(model, copied, subject, config, shadows)
+        corruptions = earlier.get("corruptions") if corrupted is None else corrupted.table(model)
+        members = earlier.get("membership")
+        if subject.members is not None:
+            members = membership(model, copied, subject, config, shadows)
         said = logits.argmax(dim=1)
         examples = write_examples(model, subject, attacked[-1], said, config)
     right = said == labels
@@ -160,7 +193,7 @@ def _evaluated(config: EvaluateConfig, subject: Subject, corrupted: Corruptions 
             natural, threats, tier=config.tier, part=subject.data["part"], flags=flags, corruptions=corruptions,
             membership=members,
         ),
-        "warnings": list(dict.fromkeys(subject.notes)),
+        "warnings": list(dict.fromkeys([*subject.notes, *(f"{name}: of an earlier call" for name in earlier)])),
     }  # fmt: skip
 
 

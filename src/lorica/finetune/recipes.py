@@ -58,6 +58,23 @@ RECIPES["semi"] = _FULL | {
     "milestones": [5, 10],
 }
 """ACL's for few labels (Jiang et al., NeurIPS 2020, arXiv 2010.13337, and its code)."""
+PLUS_PLUS: dict[str, Recipe] = {
+    "probe": _LINEAR
+    | {"epochs": 10, "learning_rate": 0.01, "milestones": [], "weight_decay": 1e-4, "options": {"adversarial": False}},
+    "all": _COMMON
+    | {
+        "method": "vanilla",
+        "options": {"beta": 6.0, "attack_loss": "kl"},
+        "batch_size": 512,
+        "learning_rate": 0.1,
+        "milestones": [10, 20],
+        "weight_decay": 1e-4,
+        "head": "random",  # which keeps the one that was learned
+        "attack": _ATTACK | {"start": "gaussian"},
+    },
+}
+"""DynACL++ on pseudo-labels: a linear probe, then all weights, along one set of batch norms (arXiv 2303.01289, section
+4.3, and its code)."""
 AUTOLORA: Recipe = {"method": "autolora"}
 """Of AFF with `finetune=autolora`, which sets its rate and loss weights itself: all else is its own default."""
 

@@ -1,6 +1,5 @@
 """`lorica finetune`: labelled pictures and a pre-trained network -> training loop -> a robust model and its record."""
 
-import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -22,15 +21,16 @@ from lorica.data.labelled import LabelledSet, read_labelled
 from lorica.data.subsets import hide_labels, keep_labels
 from lorica.devices import pick_device
 from lorica.epochs import CHECKPOINTS, resumed, train
+from lorica.evaluate.config import EVALUATION
 from lorica.finetune.config import FinetuneConfig
-from lorica.finetune.deliver import EVALUATION, MODEL, complete, deliver
+from lorica.finetune.deliver import MODEL, complete, deliver
 from lorica.finetune.methods import METHODS, Method
 from lorica.finetune.trainer import Trainer
 from lorica.fingerprint import sha256, weights_digest
 from lorica.monitor import METRICS_FILE
 from lorica.processes import processes
 from lorica.progress import console
-from lorica.resume import require_startable, settled
+from lorica.resume import clear, require_startable, settled
 from lorica.vision import Classifier, load_classifier, require_logits
 from lorica.vision.export import require_onnx
 
@@ -41,6 +41,10 @@ FREE_ON_RESUME = {
     "resume", "overwrite", "output", "device", "cache", "data", "checkpoint_every", "evaluate", "export",
     "compile", "channels_last",
 }  # fmt: skip
+MAKES = (
+    CHECKPOINTS, MODEL, "tensorboard", EVALUATION, RUN_FILE, METRICS_FILE, SPLIT_FILE, "report.html",
+)  # fmt: skip
+"""In OUTPUT, besides the configuration and the cache."""
 COLLAPSE = 0.5
 """Catastrophic overfitting: robust validation accuracy stays below this share of the best (Wong et al., ICLR 2020)."""
 
@@ -64,7 +68,9 @@ def run(config: FinetuneConfig, parts: Mapping[str, LabelledSet] | None = None) 
     accelerator = processes(device)
     main = accelerator.is_main_process
     if main:
-        require_startable(config, config.output, resume=config.resume, overwrite=config.overwrite, free=FREE_ON_RESUME)
+        require_startable(
+            config, config.output, resume=config.resume, overwrite=config.overwrite, free=FREE_ON_RESUME, makes=MAKES
+        )
     if config.resume and (record := complete(config)) is not None:
         if main:
             console.print(f"The run in {escape(str(config.output))} is complete.")
@@ -89,7 +95,7 @@ def run(config: FinetuneConfig, parts: Mapping[str, LabelledSet] | None = None) 
         console.print(f"[yellow]note:[/] {escape(note)}")
     identity = {
         "model": start,
-        "pictures": sha256(*split.train.sha256, "", *split.val.sha256),
+        "pictures and labels": sha256(*_marked(split.train), "", *_marked(split.val)),
         "processes": str(accelerator.num_processes),
     }
     before = resumed(trainer, config.output, identity, config.epochs) if config.resume else None
@@ -146,12 +152,14 @@ def _method(config: FinetuneConfig, classifier: Classifier, device: torch.device
     return method
 
 
+def _marked(pictures: LabelledSet) -> list[str]:
+    """A digest and a class for each picture."""
+    return [f"{digest} {label}" for digest, label in zip(pictures.sha256, pictures.labels.tolist(), strict=True)]
+
+
 def _begin(config: FinetuneConfig, split: LabelledSplit) -> None:
     if not config.resume:
-        for name in (CHECKPOINTS, MODEL, "tensorboard", EVALUATION):
-            shutil.rmtree(config.output / name, ignore_errors=True)
-        for name in (RUN_FILE, METRICS_FILE, SPLIT_FILE):
-            (config.output / name).unlink(missing_ok=True)
+        clear(config.output, MAKES)
     write_text(config.output / CONFIG_FILE, settled(config).to_yaml())
     if not (config.output / SPLIT_FILE).exists():
         split.save(config.output / SPLIT_FILE)

@@ -44,7 +44,9 @@ class PretrainConfig(Config):
     method: str = Field("dynacl", description=f"what a step learns from: {', '.join(METHODS)}")
     options: dict[str, Any] = Field({}, description="of the method, e.g. --set options.flavour=original")
     invariance: Literal["none", "sir", "air", "both"] = Field(
-        "both", description="regularisers: standard invariance (sir), adversarial invariance (air), both (paper), none"
+        "both",
+        description="regularisers: standard invariance (sir), adversarial invariance (air), both (paper), none (the "
+        "default of scl, which then crafts no adversarial views)",
     )
     form: Form = Field(
         "paper",
@@ -61,8 +63,9 @@ class PretrainConfig(Config):
         ge=2,
         description="DynACL++: afterwards find so many clusters of features, and train on them as if they were labels",
     )
-
-    plus_plus_epochs: int = Field(25, ge=1, description="of each of its two fine-tunings, head and all weights")
+    plus_plus_epochs: int = Field(
+        25, ge=1, description="of its fine-tuning of all weights (paper: 25); that of the head before has two fifths"
+    )
 
     epochs: int = Field(200, ge=1, description="in all (paper: 1000)")
     batch_size: int | None = Field(
@@ -98,6 +101,13 @@ class PretrainConfig(Config):
     cache: Path | None = Field(None, description="folder for decoded pictures; OUTPUT/cache by default")
     resume: bool = Field(False, description="go on with the run in OUTPUT")
     overwrite: bool = Field(False, description="replace the run in OUTPUT")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _baseline(cls, given: Any) -> Any:
+        """SCL is SimCLR unless something is added to it."""
+        scl = isinstance(given, dict) and given.get("method") == "scl"
+        return {"invariance": "none"} | given if scl else given
 
     @model_validator(mode="after")
     def _sound(self) -> Self:

@@ -38,12 +38,14 @@ def deliver(
     network = trainer.method.result()
     encoder = network.delivered(trainer.route).cpu()
     if trainer.route == ADVERSARIAL:
-        encoder.natural_norms = norm_tensors(network.encoder.backbone, NATURAL) or None
+        natural = norm_tensors(network.encoder.backbone, NATURAL)
+        encoder.natural_norms = {name: value.cpu() for name, value in natural.items()} or None
     record = provenance(settled(config).model_dump(mode="json"), config.seed) | {
         "kind": "pretraining",
         "method": config.method,
         "invariance": config.invariance,
         "form": config.form,
+        "adversarial": config.adversarial,
         "threat": str(config.attack.threat),
         "architecture": encoder.architecture.name,
         "size": list(encoder.architecture.size),

@@ -85,7 +85,7 @@ def adversarial_invariance(
     For u in {i, j}, p_u = softmax(sim(z_u_adv, z_orig) / t) softmax(sim(z_u_adv, z_u) / t), both over the N matched
     pairs; the product does not sum to 1, in the paper as in the code.
 
-    - paper: KL(p_i || p_j) = sum p_i (log p_i - log p_j), of the order of 1/N^2.
+    - paper: KL(p_i || p_j) = sum p_i (log p_i - log p_j): N terms of the order of 1/N^2, so of the order of 1/N.
     - authors: sum p_j (log p_j - p_i), as in `standard_invariance`; about -2 log N / N.
     - anchored: for each picture k, p_u,k = softmax over all pictures' adversarial views of
       (sim(z_orig_k, z_u_adv) + sim(z_u_k, z_u_adv)) / t, the product as one distribution; the mean of

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.vision import Classifier
-from lorica.vision.batch_norm import merge_routes, on_route, on_streams, split_routes
+from lorica.vision.batch_norm import load_route, merge_routes, on_route, on_streams, split_routes
 
 NATURAL, ADVERSARIAL = "natural", "adversarial"
 """Routes of the batch norms; the authors call them "normal" and "pgd"."""
@@ -31,6 +31,9 @@ class ContrastiveNetwork(nn.Module):
         self.encoder = classifier
         self.projector = projector(int(classifier.backbone.num_features), layers)  # type: ignore[arg-type]
         split_routes(self, (NATURAL, ADVERSARIAL))
+        if classifier.natural_norms is not None:  # of an encoder that learned from both before
+            load_route(classifier.backbone, NATURAL, classifier.natural_norms)
+            classifier.natural_norms = None
 
     def forward(self, pixels: Tensor) -> Tensor:
         """z (N, D) of pixels (N, 3, H, W) in [0, 1], along the routes in use."""

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from lorica import finetune
-from lorica.artefacts import write_with
 from lorica.data.batches import ordered
 from lorica.data.labelled import LabelledSet
-from lorica.finetune.recipes import RECIPES, shortened
+from lorica.finetune.recipes import PLUS_PLUS, shortened
 from lorica.pretrain.config import PretrainConfig
 from lorica.pretrain.network import NATURAL
 from lorica.pretrain.pseudo import pseudo_labels, relabelled
@@ -20,10 +19,10 @@ from lorica.progress import console
 from lorica.robustness.pgd import crafting
 from lorica.vision import Classifier, ModelConfig, load_classifier
 from lorica.vision.export import export_folder
-from lorica.vision.loading import NATURAL_NORMS_FILE
 
 FOLDER = "plus_plus"
-"""In the run's own: the encoder before (`before`), and the two fine-tunings (`probe`, `all`)."""
+"""In the run's own, with one for each CLUSTERS_EPOCHS: the encoder before (`before`), the fine-tunings (`probe`,
+`all`)."""
 
 
 def plus_plus(
@@ -31,8 +30,8 @@ def plus_plus(
 ) -> tuple[Classifier, dict[str, Any]]:
     """Fine-tune an encoder on pseudo-labels.
 
-    The recipes are those of SLF (for the head) and of AFF, in `lorica.finetune.recipes`; 2 % of the pictures watch,
-    and 1 % are left out as a test set that nobody looks at. A second call goes on where the first was stopped.
+    The recipes are `lorica.finetune.recipes.PLUS_PLUS`; 2 % of the pictures watch, and 1 % are left out as a test set
+    that nobody looks at. A second call goes on where the first was stopped.
 
     Args:
         config: with `plus_plus`, the number of clusters.
@@ -51,18 +50,18 @@ def plus_plus(
     labels = pseudo_labels(_features(trainer, pictures), config.plus_plus, config.seed)
     parts = {"all": relabelled(pictures, labels)}
     console.print(f"DynACL++: {config.plus_plus} clusters of {torch.bincount(labels).tolist()} pictures")
-    folder = config.output / FOLDER
+    folder = config.output / FOLDER / f"{config.plus_plus}_{config.plus_plus_epochs}"
     before, probe = folder / "before", folder / "probe"
     export_folder(encoder, before, card=card)
-    records = [finetune.run(_config(config, "slf", before, probe), parts)]
-    if encoder.natural_norms is not None:  # of which fine-tuning the head has made no use
-        norms = (before / NATURAL_NORMS_FILE).read_bytes()
-        write_with(probe / "model" / NATURAL_NORMS_FILE, lambda file: file.write_bytes(norms))
-    records.append(finetune.run(_config(config, "aff", probe / "model", folder / "all"), parts))
+    records = [
+        finetune.run(_config(config, "probe", before, probe), parts),
+        finetune.run(_config(config, "all", probe / "model", folder / "all"), parts),
+    ]
     better, _ = load_classifier(ModelConfig(name=str(folder / "all" / "model")))
     better.take_classes(())
     done = {
         "clusters": config.plus_plus,
+        "asked_epochs": config.plus_plus_epochs,
         "pictures": torch.bincount(labels).tolist(),
         "epochs": [record["epochs"] for record in records],
         "seconds": sum(record["seconds"] for record in records),
@@ -76,12 +75,10 @@ def _features(trainer: Trainer, pictures: LabelledSet) -> Tensor:
         return torch.cat([features(pixels).cpu() for pixels, _ in ordered(pictures, 256, trainer.device)])
 
 
-def _config(config: PretrainConfig, protocol: str, model: Path, output: Path) -> finetune.FinetuneConfig:
-    own = {"attack": {"eps": config.attack.eps, "steps": 10}} if protocol == "slf" else {}
-    recipe = shortened(RECIPES[protocol], config.plus_plus_epochs) | own
-    if protocol == "aff":
-        recipe["attack"] |= {"eps": config.attack.eps, "step_size": config.attack.eps / 4}
-        recipe["head"] = "random"  # which keeps the one that was learned
+def _config(config: PretrainConfig, part: str, model: Path, output: Path) -> finetune.FinetuneConfig:
+    share = PLUS_PLUS[part]["epochs"] / PLUS_PLUS["all"]["epochs"]
+    recipe = shortened(PLUS_PLUS[part], max(1, round(share * config.plus_plus_epochs)))
+    recipe["attack"] |= {"eps": config.attack.eps, "step_size": config.attack.eps / 4}
     return finetune.FinetuneConfig(
         **recipe,
         data=config.data,

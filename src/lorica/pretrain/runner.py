@@ -1,7 +1,6 @@
 """`lorica pretrain`: pictures without labels -> training loop -> a robust encoder and its record."""
 
 import os
-import shutil
 from contextlib import nullcontext
 from typing import Any
 
@@ -26,9 +25,10 @@ from lorica.pretrain.probes import Probe
 from lorica.pretrain.trainer import Trainer, method_of
 from lorica.processes import processes
 from lorica.progress import console
-from lorica.resume import require_startable, settled
+from lorica.resume import clear, require_startable, settled
 from lorica.robustness.pgd import crafting
 from lorica.vision import Classifier, load_classifier
+from lorica.vision.loading import RANDOM_WEIGHTS
 
 LIVE = {
     "loss": "loss {:.2f}", "knn_natural": "knn {:.2f}", "knn_robust": "rob {:.2f}", "strength": "s {:.2f}",
@@ -40,6 +40,10 @@ FREE_ON_RESUME = {
     "probe", "probe_every", "probe_pictures", "plus_plus", "plus_plus_epochs",
 }  # fmt: skip
 
+MAKES = (
+    CHECKPOINTS, ENCODER, PLUS_PLUS, "tensorboard", RUN_FILE, METRICS_FILE, VIEWS_FILE, "report.html",
+)  # fmt: skip
+"""In OUTPUT, besides the configuration and the cache."""
 COLLAPSED = 0.9999
 """Mean cosine of a picture's two views above which they are all alike."""
 
@@ -60,13 +64,15 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     accelerator = processes(device)
     main = accelerator.is_main_process
     if main:
-        require_startable(config, config.output, resume=config.resume, overwrite=config.overwrite, free=FREE_ON_RESUME)
+        require_startable(
+            config, config.output, resume=config.resume, overwrite=config.overwrite, free=FREE_ON_RESUME, makes=MAKES
+        )
     if config.resume and (record := _complete(config)) is not None:
         if main:
             console.print(f"The run in {escape(str(config.output))} is complete.")
         return record if main else {}
     torch.manual_seed(config.seed)  # of the weights
-    classifier, _ = load_classifier(config.model)
+    classifier, came = load_classifier(config.model)
     start = weights_digest(classifier)
     pictures, probe = _pictures(config, classifier, accelerator)
     method = method_of(config, classifier, accelerator.device)
@@ -74,11 +80,11 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     identity = {
         "model": start, "pictures": sha256(*pictures.sha256), "processes": str(accelerator.num_processes),
     }  # fmt: skip
-    notes = _notes(config, trainer, pictures)
+    notes = _notes(config, came, pictures, probe)
     for note in notes if main else []:
         console.print(f"[yellow]note:[/] {escape(note)}")
     before = resumed(trainer, config.output, identity, config.epochs) if config.resume else None
-    history = before or {"seconds": 0.0}
+    history = before or {"seconds": 0.0, "warnings": []}
     with sole_writer(config.output) if main else nullcontext():
         if main:
             _begin(config)
@@ -89,10 +95,11 @@ def run(config: PretrainConfig) -> dict[str, Any]:
             checkpoint_every=config.checkpoint_every,
             identity=identity,
             history=history,
-            conclude=lambda row: _conclude(config, trainer, probe, notes, row),
+            conclude=lambda row: _conclude(config, trainer, probe, history["warnings"], row),
             doing=config.method,
             live=LIVE,
         )
+        notes += history["warnings"]
         record = deliver(config, trainer, pictures, probe, notes, history) if main else {}
     accelerator.wait_for_everyone()
     return record
@@ -104,8 +111,9 @@ def _complete(config: PretrainConfig) -> dict[str, Any] | None:
     if not (config.output / RUN_FILE).is_file():
         return None
     record: dict[str, Any] = read_json(config.output / RUN_FILE, "record of the run")
-    done = (record.get("plus_plus") or {}).get("clusters")
-    return record if done == config.plus_plus else None
+    done = record.get("plus_plus") or {}
+    asked = {"clusters": config.plus_plus, "asked_epochs": config.plus_plus_epochs}
+    return record if config.plus_plus is None or asked.items() <= done.items() else None
 
 
 def _pictures(
@@ -129,31 +137,35 @@ def _pictures(
     )  # fmt: skip
 
 
-def _notes(config: PretrainConfig, trainer: Trainer, pictures: LabelledSet) -> list[str]:
-    notes = []
+def _notes(config: PretrainConfig, came: list[str], pictures: LabelledSet, probe: Probe | None) -> list[str]:
+    """What a user should know; `came` is what there is to say of how the network came to be."""
+    notes = [note for note in came if note != RANDOM_WEIGHTS]
     left_out = len(pictures) % config.batch_of(len(pictures))
     if left_out:
         notes.append(f"{left_out} of {len(pictures)} pictures make no full batch: each epoch leaves out others")
-    if not config.model.pretrained and config.epochs < 200:
+    if RANDOM_WEIGHTS in came and config.epochs < 200:
         notes.append(f"{config.epochs} epochs from random weights are few: the published encoders had 1000")
+    seen = len(set(probe.test.sha256) & set(pictures.sha256)) if probe is not None else 0
+    if probe is not None and seen:
+        notes.append(
+            f"{seen} of the {len(probe.test)} pictures that the probes are tried on are among those that the encoder "
+            "learns from, though without their labels"
+        )
     return notes
 
 
 def _begin(config: PretrainConfig) -> None:
     if not config.resume:
-        for name in (CHECKPOINTS, ENCODER, PLUS_PLUS, "tensorboard"):
-            shutil.rmtree(config.output / name, ignore_errors=True)
-        for name in (RUN_FILE, METRICS_FILE, VIEWS_FILE):
-            (config.output / name).unlink(missing_ok=True)
+        clear(config.output, MAKES)
     write_text(config.output / CONFIG_FILE, settled(config).to_yaml())
 
 
 # ----- training -----------------------------------------------------------------------------------------------------
 def _conclude(
-    config: PretrainConfig, trainer: Trainer, probe: Probe | None, notes: list[str], row: dict[str, float]
+    config: PretrainConfig, trainer: Trainer, probe: Probe | None, warnings: list[str], row: dict[str, float]
 ) -> dict[str, float]:
     """Try the encoder after an epoch, where that is due; returns what was found."""
-    _warn_of_collapse(row, notes)
+    _warn_of_collapse(row, warnings)
     if probe is None or trainer.rank or not _is_probed(trainer.epoch, config):
         return {}
     with crafting(trainer.method):
@@ -164,9 +176,9 @@ def _is_probed(epoch: int, config: PretrainConfig) -> bool:
     return epoch % config.probe_every == 0 or epoch == config.epochs
 
 
-def _warn_of_collapse(row: dict[str, float], notes: list[str]) -> None:
+def _warn_of_collapse(row: dict[str, float], warnings: list[str]) -> None:
     """Views that all lie on one point tell no picture from another; say so once."""
     said = "all views have collapsed onto one point, from which no training comes back: lower --learning-rate"
-    if row["alignment"] > COLLAPSED and said not in notes:
-        notes.append(said)
+    if row["alignment"] > COLLAPSED and said not in warnings:
+        warnings.append(said)
         console.print(f"[yellow]warning:[/] {said}")

@@ -128,8 +128,9 @@ class Trainer(EpochTrainer):
 
         def unlike(z: Tensor) -> Tensor:
             """NT-Xent of adversarial views alone, without the regularisers, as in the paper."""
-            z_i, z_j = (part if alone else gathered(part) for part in in_full(z).chunk(2))
-            return nt_xent(z_i, z_j, t)
+            with torch.autocast(self.device.type, enabled=False):  # as in training: similarities in float32
+                z_i, z_j = (part if alone else gathered(part) for part in in_full(z).chunk(2))
+                return nt_xent(z_i, z_j, t)
 
         with crafting(self.method), self.method.attacked(), self._autocast():
             found = pgd(

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed.nn.functional as across
+import torch.distributed
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -147,20 +147,37 @@ def normalise_together(model: nn.Module) -> None:
 def _normalised_together(norm: _BatchNorm, x: Tensor) -> Tensor:
     """What `norm` gives for its rows of a batch that is shared by processes. torch's own SyncBatchNorm needs a GPU."""
     assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
+    given, x = x.dtype, x if x.dtype == torch.float64 else x.float()  # sums in half precision are no statistics
     axes, shape = [0, *range(2, x.dim())], (1, -1, *[1] * (x.dim() - 2))
     count = x.numel() // x.shape[1] * torch.distributed.get_world_size()  # all processes have as many rows
-    mean = across.all_reduce(x.sum(axes)) / count
+    mean = _Summed.apply(x.sum(axes)) / count
     centred = x - mean.view(shape)
-    variance = across.all_reduce(centred.square().sum(axes)) / count
+    variance = _Summed.apply(centred.square().sum(axes)) / count
     with torch.no_grad():
         share = norm.momentum if norm.momentum is not None else 1 / (float(norm.num_batches_tracked) + 1)
         norm.num_batches_tracked.add_(1)
         norm.running_mean.lerp_(mean.to(norm.running_mean), share)
         norm.running_var.lerp_((variance * count / (count - 1)).to(norm.running_var), share)
     x = centred * (variance + norm.eps).rsqrt().view(shape)
-    x = x if norm.weight is None else x * norm.weight.view(shape) + norm.bias.view(shape)
+    x = (x if norm.weight is None else x * norm.weight.view(shape) + norm.bias.view(shape)).to(given)
     activated: Any = norm
     return activated.act(activated.drop(x)) if hasattr(norm, "act") else x  # timm's BatchNormAct2d
+
+
+class _Summed(torch.autograd.Function):
+    """The sum over all processes. So is its gradient: the losses of all depend on it."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        whole = part.clone()
+        torch.distributed.all_reduce(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        whole = gradient.clone()
+        torch.distributed.all_reduce(whole)
+        return whole
 
 
 def _routed(model: nn.Module) -> Iterator[tuple[str, RoutedBatchNorm]]:

@@ -83,10 +83,11 @@ def _pretraining(facts: Facts) -> Iterator[tuple[str, str]]:
         yield "Pictures", f"{size[0]} x {size[1]}"
     yield "Architecture", _named(facts.get("architecture"))
     yield "Method", _text(facts.get("method"))
-    yield "Invariance", f"{_text(facts.get('invariance'))}, form {_text(facts.get('form'))}"
+    added = facts.get("invariance")
+    yield "Invariance", "none" if added == "none" else f"{_text(added)}, form {_text(facts.get('form'))}"
     if isinstance(facts.get("plus_plus"), Mapping):
         yield "Afterwards", f"DynACL++ on {_text(facts['plus_plus'].get('clusters'))} clusters"
-    yield "Threat model", _text(facts.get("threat"))
+    yield "Threat model", _text(facts.get("threat")) if facts.get("adversarial", True) else "none: no attacker was met"
     yield "Batch norms", f"{_text(facts.get('route'))} route"
     yield "Data", f"{_named(facts.get('data'), last=True)}, {_text(facts.get('pictures'))} pictures"
     yield "Epochs", _text(facts.get("epochs"))

@@ -22,6 +22,8 @@ WEIGHTS_FILE, DESCRIPTION_FILE = "model.safetensors", "config.json"
 NATURAL_NORMS_FILE = "natural_norms.safetensors"
 """Beside them, of a network with two sets of batch norms: `Classifier.natural_norms`."""
 
+RANDOM_WEIGHTS = "the network starts from random weights: robust fine-tuning is meant for pre-trained ones"
+
 
 class ModelConfig(Config):
     """Which network, and where its weights come from."""
@@ -94,7 +96,7 @@ def load_classifier(config: ModelConfig, classes: Sequence[str] | None = None) -
         natural = _natural_norms(backbone, found, beside)
     elif not remote:
         named = None
-        notes.append("the network starts from random weights: robust fine-tuning is meant for pre-trained ones")
+        notes.append(RANDOM_WEIGHTS)
     if config.route == "natural":
         notes.append(_take_natural(backbone, natural))
         natural = None

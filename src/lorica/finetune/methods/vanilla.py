@@ -60,7 +60,7 @@ class Vanilla(Method):
     def attacker(self, natural: Tensor, labels: Tensor) -> Loss:
         if self.options.attack_loss == "ce":
             return cross_entropy(labels)
-        with torch.no_grad():
+        with torch.no_grad(), on_route(self.classifier, NATURAL):
             return divergence(self.classifier(natural))
 
     def inference(self) -> Classifier:

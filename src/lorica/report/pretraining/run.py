@@ -52,7 +52,7 @@ class PretrainingRun:
     @property
     def adversarial(self) -> bool:
         """Whether it learned from adversarial pictures at all."""
-        return self.objective != "scl"
+        return bool(self.record.get("adversarial", self.objective != "scl"))
 
     @property
     def form(self) -> str:
