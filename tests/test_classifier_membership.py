@@ -13,6 +13,7 @@ from lorica.data.labelled import LabelledSet
 from lorica.data.subsets import matched
 from lorica.evaluate import EvaluateConfig
 from lorica.evaluate.membership import lira, membership, rmia, scaled_confidence
+from lorica.evaluate.shadow_classifiers import Shadows
 from lorica.evaluate.subject import Subject
 from lorica.robustness.attacked import Counted
 
@@ -126,11 +127,11 @@ def subject(model: nn.Module, classes: int, count: int = 150) -> Subject:
     return Subject(model, others, others.labels, members, others.classes, torch.arange(classes), {}, {}, [])
 
 
-def audited(model: nn.Module, about: Subject, **options) -> dict:
+def audited(model: nn.Module, about: Subject, shadows: Shadows | None = None, **options) -> dict:
     config = EvaluateConfig(**({"data": "x", "members": "train", "batch_size": 64, "pgd_steps": 4} | options))
     counted = Counted(model)
     with counted.attacked():
-        return membership(counted, counted, about, config)
+        return membership(counted, counted, about, config, shadows)
 
 
 class Memory(nn.Module):
@@ -219,6 +220,23 @@ def test_a_model_that_finds_one_class_easy_is_not_accused_where_members_have_ano
     found = audited(model, mixed)
     assert not found["leaks"]
     assert found["members"] == found["nonmembers"] == 120
+
+
+@pytest.mark.parametrize("form", ["online", "offline"])
+def test_the_result_says_in_which_form_shadows_were_used(form):
+    torch.manual_seed(0)
+    model = Linear()
+    about = subject(model, 2)
+    unseen = tuple(f"other {value}" for value in about.pictures.sha256)
+    about = replace(about, pictures=replace(about.pictures, sha256=unseen))
+    asked = audited(model, about)
+    count = asked["members"] + asked["nonmembers"]
+    inside = halves(4, count)
+    inside[:, 7] &= form == "online"  # one picture without a shadow that was trained on it
+    found = audited(model, about, Shadows(RNG.normal(size=(4, count, 2)), inside))
+    assert {name: entry.get("form") for name, entry in found["attacks"].items()} == {
+        "loss": None, "adversarial-loss": None, "lira": form, "rmia": form,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("count", [1, 7, 60, 1000])

@@ -81,6 +81,10 @@ def test_help_teaches_every_key_of_the_configuration(lorica, verb):
         assert field.description, f"{key} has no description"
 
 
+def test_help_says_what_evenly_drawn_pictures_are_an_estimate_of(lorica):
+    assert "every class counts the same" in " ".join(lorica("evaluate", "--help").out.replace("│", " ").split())
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_list_of_verbs_says_what_each_says_of_itself(lorica, verb):
     assert inspect.getdoc(config_class(verb)) == VERBS[verb].summary
@@ -333,3 +337,11 @@ def test_a_hostile_caption_reaches_the_terminal_as_text(lorica, tmp_path, tiny_p
     Image.new("RGB", (64, 64)).save(folder / "a.png")
     found = lorica(*adapt_arguments(folder, tmp_path / "o", tiny_pipeline_folder))
     assert found.code == 2 and "[red]" in found.err
+
+
+def test_an_error_about_a_hostile_name_commands_no_terminal(lorica, tmp_path, tiny_pipeline_folder):
+    folder = tmp_path / "a\x1b[2J\x9b31m"
+    folder.mkdir()
+    found = lorica(*adapt_arguments(folder, tmp_path / "o", tiny_pipeline_folder))
+    assert found.code == 2 and "\x1b" not in found.err and "\x9b" not in found.err
+    assert "a\ufffd[2J\ufffd31m" in found.err

@@ -104,3 +104,27 @@ def test_membership_and_robustness_are_not_put_on_one_page(lorica: Any, pictures
     (tmp_path / "evaluation" / "robustness.json").write_text("{}")
     code, said = lorica("report", tmp_path / "evaluation", tmp_path / "audit", "--output", tmp_path / "page.html")
     assert code == 2 and "report them apart" in said
+
+
+def test_a_better_evaluation_of_a_run_takes_the_first_ones_place_and_a_weaker_one_does_not(
+    lorica: Any, pictures: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert lorica("finetune", "--data", pictures, "--method", "at", "--output", run, *SMALL)[0] == 0
+    first = json.loads((run / "evaluation" / "robustness.json").read_text())
+    assert first["membership"] is not None
+    code, said = lorica("evaluate", run, "--data", pictures, "--tier", "standard", "--device", "cpu")
+    assert code == 0, said
+    found = json.loads((run / "evaluation" / "robustness.json").read_text())
+    assert found["membership"] == first["membership"]
+    record, card = json.loads((run / "run.json").read_text()), (run / "model" / "README.md").read_text()
+    assert record["attack_version"] == "standard" and record["verdict"] == found["verdict"]["text"]
+    assert "upper bound" not in card
+    code, said = lorica("evaluate", run, "--data", pictures, "--tier", "quick", "--device", "cpu")
+    assert code == 2 and "tier standard" in said and "--overwrite" in said
+    code, said = lorica("evaluate", run, "--data", pictures, "--part", "val", "--tier", "standard", "--device", "cpu")
+    assert code == 2 and "other pictures" in said
+    assert json.loads((run / "evaluation" / "robustness.json").read_text()) == found
+    options = ("finetune", "--data", pictures, "--method", "at", "--output", run, "--resume", *SMALL)
+    assert lorica(*options)[0] == 0
+    assert json.loads((run / "run.json").read_text()) == record

@@ -15,10 +15,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from finetune_runs import configured
+from lorica import processes as home
 from lorica.config import load
 from lorica.data.label_split import LabelledSplit
 from lorica.data.labelled import LabelledSet
-from lorica.devices import sent
+from lorica.devices import exactly, sent
 from lorica.finetune import METHODS as FINETUNING
 from lorica.finetune.trainer import Trainer as Finetuning
 from lorica.pretrain.methods import METHODS as PRETRAINING
@@ -117,3 +118,20 @@ def random_labelled(size: tuple[int, int], classes: tuple[str, ...]) -> Labelled
     pixels = torch.randint(0, 256, (16, 3, *size)).byte()
     names = tuple(map(str, range(16)))
     return LabelledSet(pixels, labels, classes, names, names)
+
+
+def test_the_gpu_that_is_named_is_the_one_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_to, made = [], []
+    monkeypatch.setattr(torch.cuda, "set_device", set_to.append)
+    monkeypatch.setattr(home, "Accelerator", lambda **options: made.append(options) or ALONE)
+    home.processes(torch.device("cuda:1"))
+    home.processes(torch.device("cuda"))
+    assert set_to == [torch.device("cuda:1")] and [options["cpu"] for options in made] == [False, False]
+
+
+def test_float32_is_not_rounded_to_tf32_inside_and_afterwards_is_what_it_was() -> None:
+    backends: Any = torch.backends
+    before = backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision
+    with exactly():
+        assert (backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision) == ("ieee", "ieee")
+    assert (backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision) == before

@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from lorica.evaluate import EvaluateConfig, print_evaluation, run
 from lorica.evaluate import attacks as attacks_module
 from lorica.evaluate import runner as runner_module
 from lorica.evaluate.attacks import attack_at
+from lorica.evaluate.console import print_flags
 from lorica.evaluate.subject import subject_of
 from lorica.robustness.attacked import Counted, as_floats, predict
 from lorica.robustness.autoattack import AutoAttackSettings, autoattack
@@ -260,6 +262,13 @@ def test_the_terminal_shows_verdict_attacks_and_warnings_whatever_names_hold(who
         assert line.split()[2:7] == [f"{100 * rate['accuracy']['value']:.1f}" for rate in rates]
 
 
+def test_a_class_name_in_a_flag_cannot_command_the_terminal(capsys):
+    flag = unanswered(torch.tensor([0, 0]), torch.tensor([0, 1]), ("b", "a\x1b[2J"))
+    print_flags([{"threat": None, **asdict(flag)}])
+    said = capsys.readouterr().err
+    assert "\x1b" not in said and "a\ufffd[2J" in said
+
+
 # Which pictures, which classes
 
 
@@ -275,6 +284,21 @@ def test_fewer_pictures_may_be_asked_for(configured):
     result = run(configured(pictures=10, tier="quick"))
     assert result["data"]["pictures"] == result["natural"]["n"] == 10
     assert sorted(result["data"]["classes"].values()) == [2, 2, 3, 3]
+
+
+def test_other_shares_of_the_classes_than_those_of_the_set_are_said(configured, tmp_path):
+    skewed = draw(tmp_path / "skewed", {"": 4})
+    rng = np.random.default_rng(1)
+    for i in range(4, 44):
+        noisy(COLOURS["red"], rng).save(skewed / "red" / f"{i}.png")  # 44 of 56
+
+    def said(**options) -> list[str]:
+        return [note for note in subject_of(configured(**options)).notes if "evenly" in note]
+
+    (note,) = said(data=skewed, pictures=12)
+    assert "12 of 56" in note and "red" in note and "25 %" in note and "78.6 %" in note
+    assert said(data=skewed) == said(data=skewed, pictures=56) == []
+    assert said(pictures=10) == said(pictures=3) == []  # of 32, 8 of each class: 10 cannot be nearer to that
 
 
 def test_a_source_without_parts_is_evaluated_whole_and_that_is_said(configured, tmp_path):
@@ -586,6 +610,7 @@ def test_the_customary_radius_depends_on_the_norm(configured):
     ("options", "problem"),
     [
         ({"eps": "8"}, "pixels lie in"),
+        ({"eps": "128", "norm": "l2"}, "pixels lie in"),
         ({"eps": "eight"}, "not a number"),
         ({"eps": []}, "at least one"),
         ({"corruptions_folder": "c"}, "without --corruptions"),

@@ -275,3 +275,36 @@ def test_a_damaged_checkpoint_is_named(
     file.write_bytes(file.read_bytes()[:-100] if damage is None else damage)
     with pytest.raises(LoricaError, match=r"checkpoint .*resume\.safetensors cannot be used"):
         finetune(**settings)
+
+
+# ----- nothing is lost ---------------------------------------------------------------------------------------------
+def test_an_export_that_was_forgotten_is_made_by_resuming_a_complete_run(finetune: Finetune, tmp_path: Path) -> None:
+    first = finetune()
+    again = finetune(resume=True, export=["program"])
+    assert (tmp_path / "run" / "model" / "model.pt2").is_file()
+    assert again["weights_sha256"] == first["weights_sha256"]
+
+
+def test_a_network_that_cannot_be_exported_is_no_less_measured(
+    finetune: Finetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> float:
+        raise LoricaError("this network cannot be written so", "Leave it out.")
+
+    monkeypatch.setattr(sys.modules["lorica.finetune.deliver"], "export_program", refuse)
+    with pytest.raises(LoricaError, match="cannot be written so"):
+        finetune(export=["program"], evaluate="quick")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["attack_version"] == "quick"
+    assert finetune(resume=True, evaluate="quick") == record
+
+
+@pytest.mark.parametrize("name", ["checkpoints/thesis.pt", "model/mine.txt", "split.json"])
+def test_what_is_not_of_a_run_is_not_cleared_unasked(finetune: Finetune, tmp_path: Path, name: str) -> None:
+    place = tmp_path / "run" / name
+    place.parent.mkdir(parents=True)
+    place.write_text("mine")
+    with pytest.raises(LoricaError, match=name.split("/")[0]):
+        finetune()
+    assert place.read_text() == "mine"
+    finetune(overwrite=True)

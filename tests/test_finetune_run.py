@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -600,6 +601,7 @@ def test_weights_that_the_last_step_of_an_epoch_spoils_are_not_kept(
         ({"method": "at", "options": {"beta": 6}}, r"method at.*beta"),
         ({"method": "twins", "options": {"rank": 8}}, r"method twins.*`rank`"),
         ({"attack": {"eps": 8}}, r"eps = 8.*8/255"),
+        ({"attack": {"eps": 128, "norm": "l2"}}, r"eps = 128.*128/255"),
         ({"attack": {"eps": 0}}, r"eps = 0"),
         ({"attack": {"kind": "n-fgsm", "norm": "l2", "eps": 0.5}}, r"n-fgsm is defined for linf.*pgd"),
         ({"attack": {"step_size": 2}}, r"step_size = 2.*2/255"),
@@ -651,6 +653,22 @@ def test_a_model_that_returns_probabilities_is_refused_before_training(
         finetune()
     assert "softmax" in raised.value.remedy
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_missing_autoattack_is_noticed_before_any_work_unless_nothing_is_attacked(
+    finetune: Finetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lorica.robustness
+
+    monkeypatch.setitem(sys.modules, "pyautoattack.autopgd_base", None)
+    monkeypatch.delitem(sys.modules, "lorica.robustness._original", raising=False)
+    monkeypatch.delattr(lorica.robustness, "_original", raising=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(RUN, "load_classifier", lambda *_: pytest.fail("work began"))
+        with pytest.raises(LoricaError, match="pyautoattack") as raised:
+            finetune(evaluate="quick")
+    assert "lorica[vision]" in raised.value.remedy and not (tmp_path / "run").exists()
+    assert finetune(evaluate="none", epochs=1)["epochs"] == 1
 
 
 def test_twins_on_a_network_without_batch_norms_is_refused_before_training(finetune: Finetune, tmp_path: Path) -> None:

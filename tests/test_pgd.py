@@ -326,6 +326,18 @@ def test_a_radius_in_levels_of_255_is_an_error_that_says_how_to_write_it():
     assert "[0, 1]" in caught.value.problem and "8/255" in caught.value.remedy
 
 
+@pytest.mark.parametrize("eps", [8, 64, 128, 765])
+def test_an_l2_radius_in_levels_of_255_is_an_error_that_names_the_unit(eps):
+    with pytest.raises(LoricaError) as caught:
+        Threat(eps, "l2")
+    assert "[0, 1]" in caught.value.problem and f"{eps}/255" in caught.value.remedy and "0.5" in caught.value.remedy
+
+
+@pytest.mark.parametrize("eps", ["0.25", "128/255", "1", "3.0", "5"])
+def test_customary_l2_radii_are_taken(eps):
+    assert Threat(parse_eps(eps), "l2").eps == parse_eps(eps)
+
+
 @pytest.mark.parametrize("eps", [0, -0.1, math.nan, math.inf])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_a_radius_that_is_not_positive_and_finite_is_refused(eps, norm):

@@ -12,7 +12,7 @@ from lorica.pretrain.methods import METHODS
 from lorica.pretrain.network import ADVERSARIAL, NATURAL, ContrastiveNetwork
 from lorica.robustness.folding import Folded
 from lorica.vision import load_classifier
-from lorica.vision.batch_norm import norm_tensors, on_route, on_streams
+from lorica.vision.batch_norm import RoutedBatchNorm, norm_tensors, on_route, on_streams
 from pretrain_runs import MODEL, SIDE
 
 
@@ -140,3 +140,26 @@ def test_the_momentum_encoder_sees_view_j_gets_no_gradient_and_follows():
     with chosen.attacked():
         z = chosen.attackable()(views)
         torch.testing.assert_close(z, torch.cat([chosen.network(i_adv), chosen.key(j_adv)]))
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """A group of this process only."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_statistics_over_processes_are_not_rounded_to_half_precision(alone):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4).train()
+    routed = RoutedBatchNorm(norm, ("natural",)).train()
+    routed.together = True
+    x = torch.randn(64, 4, 8, 8) * torch.tensor([0.1, 0.5, 1.0, 3.0]).view(1, 4, 1, 1) + 0.3
+    with torch.autocast("cpu", torch.bfloat16):
+        given, expected = routed(x.bfloat16()), norm(x.bfloat16())
+    assert given.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(given, expected)
+    own = routed.norms["natural"]
+    torch.testing.assert_close(own.running_mean, norm.running_mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(own.running_var, norm.running_var, rtol=1e-5, atol=1e-6)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from typer.testing import CliRunner
 
@@ -18,9 +19,11 @@ from lorica.monitor import read_metrics
 from lorica.pretrain import run
 from lorica.pretrain.losses import nt_xent
 from lorica.pretrain.methods import METHODS
+from lorica.report.pretraining import load_pretraining
 from lorica.robustness.pgd import crafting
 from lorica.verbs import register
 from lorica.vision import ModelConfig, load_classifier
+from lorica.vision.batch_norm import norm_tensors
 from pretrain_runs import SIDE, random_pictures, tiny_config, tiny_trainer, write_pictures
 
 if not app.registered_commands:
@@ -392,3 +395,110 @@ def test_a_killed_run_ends_in_the_same_bits(pictures, tmp_path, number):
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     again = run(tiny_config(output=tmp_path / "killed", resume=True, **settings))
     assert again["encoder_sha256"] == whole["encoder_sha256"]
+
+
+# ----- nothing is lost, and nothing is called what it is not --------------------------------------------------------
+def test_another_number_of_clusters_is_learned_anew(tmp_path):
+    folder = write_pictures(tmp_path / "pictures", count=24, labels=3)
+    config = tiny_config(data=folder, output=tmp_path / "run", plus_plus=2, plus_plus_epochs=1)
+    two = run(config)
+    three = run(config.model_copy(update={"resume": True, "plus_plus": 3}))
+    assert len(three["plus_plus"]["pictures"]) == 3
+    assert three["encoder_sha256"] != two["encoder_sha256"]
+    back = run(config.model_copy(update={"resume": True}))
+    assert back["encoder_sha256"] == two["encoder_sha256"]
+
+
+def test_resuming_a_complete_run_without_plus_plus_leaves_its_encoder_alone(tmp_path):
+    folder = write_pictures(tmp_path / "pictures", count=24, labels=2)
+    config = tiny_config(data=folder, output=tmp_path / "run", plus_plus=2, plus_plus_epochs=1)
+    record = run(config)
+    assert run(config.model_copy(update={"resume": True, "plus_plus": None})) == record
+
+
+@pytest.mark.parametrize("name", ["checkpoints/thesis.pt", "encoder/mine.txt", "tensorboard/log", "run.json"])
+def test_what_is_not_of_a_run_is_not_cleared_unasked(pictures, tmp_path, name):
+    (tmp_path / "run" / name).parent.mkdir(parents=True)
+    (tmp_path / "run" / name).write_text("mine")
+    code, said = lorica("pretrain", "--data", pictures, "--output", tmp_path / "run", *TINY)
+    assert code == 2 and name.split("/")[0] in said and "--overwrite" in said
+    assert (tmp_path / "run" / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "met"),
+    [({}, False), ({"invariance": "sir"}, False), ({"invariance": "air"}, True), ({"invariance": "both"}, True)],
+)
+def test_record_and_card_say_whether_an_attacker_was_met(pictures, tmp_path, options, met):
+    record = run(tiny_config(data=pictures, output=tmp_path / "run", method="scl", **options))
+    assert record["adversarial"] is met and record["invariance"] == options.get("invariance", "none")
+    card = (tmp_path / "run" / "encoder" / "README.md").read_text()
+    assert ("no attacker was met" in card) is not met and ("L-inf 8/255" in card) is met
+    assert load_pretraining(tmp_path / "run").adversarial is met
+
+
+def test_warnings_survive_a_resumption(pictures, tmp_path, monkeypatch):
+    import lorica.pretrain.runner as home
+
+    config = tiny_config(data=pictures, output=tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(home, "COLLAPSED", -1.0)
+        patch.setattr(home, "deliver", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(config)
+    record = run(config.model_copy(update={"resume": True}))
+    assert sum("collapsed onto one point" in note for note in record["notes"]) == 1
+
+
+def test_an_encoder_that_learned_from_both_goes_on_along_both_routes(pictures, tmp_path):
+    run(tiny_config(data=pictures, output=tmp_path / "first", method="acl"))
+    config = tiny_config(
+        data=pictures, output=tmp_path / "second", method="acl", model={"name": str(tmp_path / "first")}
+    )
+    network = tiny_trainer(config).method.network
+    natural = load_file(tmp_path / "first" / "encoder" / "natural_norms.safetensors")
+    started = norm_tensors(network.encoder.backbone, "natural")
+    adversarial = norm_tensors(network.encoder.backbone, "adversarial")
+    assert natural.keys() == started.keys()
+    assert all(torch.equal(natural[name], started[name]) for name in natural)
+    assert not all(torch.equal(adversarial[name], started[name]) for name in natural)
+    assert not any("random weights" in note for note in run(config)["notes"])
+
+
+def test_pictures_that_probes_are_tried_on_and_the_encoder_learns_from_are_counted(tmp_path):
+    folder = write_pictures(tmp_path / "pictures", count=24, labels=2)
+    record = run(tiny_config(data=folder, output=tmp_path / "run", probe=folder))
+    assert any("tried on are among those that the encoder" in note for note in record["notes"])
+    other = write_pictures(tmp_path / "others", count=24, labels=2, seed=1)
+    record = run(tiny_config(data=folder, output=tmp_path / "apart", probe=other))
+    assert not any("tried on" in note for note in record["notes"])
+
+
+def test_similarities_under_attack_are_of_float32(monkeypatch):
+    import lorica.pretrain.trainer as home
+
+    seen = []
+
+    def noted(z_i, z_j, t):
+        with torch.no_grad():
+            seen.append((z_i @ z_j.T).dtype)
+        return nt_xent(z_i, z_j, t)
+
+    monkeypatch.setattr(home, "nt_xent", noted)
+    trainer = tiny_trainer(tiny_config(method="acl", precision="bf16"))
+    pixels = torch.rand(4, 3, SIDE, SIDE)
+    trainer.attack((pixels, pixels), seed=0)
+    assert seen and set(seen) == {torch.float32}
+
+
+def test_a_run_that_has_not_ended_is_reported_so_far(pictures, tmp_path, monkeypatch):
+    import lorica.pretrain.runner as home
+
+    with monkeypatch.context() as patch:
+        patch.setattr(home, "deliver", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_config(data=pictures, output=tmp_path / "run"))
+    code, said = lorica("report", tmp_path / "run", "--output", tmp_path / "page.html")
+    assert code == 0, said
+    page = (tmp_path / "page.html").read_text()
+    assert "raining has not ended" in page and "NT-Xent" in page

@@ -152,9 +152,10 @@ def test_every_form_of_an_invariance_has_a_plot_of_its_own_that_names_it(
     assert list(drawn) == ["sir/0", "air/0", "air/1"]
     assert drawn["air/1"]["data"][0]["y"] == [row["air"] for row in runs[1].metrics]
     captions = three.text.split("The regularisers", 1)[1].split("Alignment", 1)[0]
-    forms = re.findall(r"(SIR|AIR) form: (\w+) , ([^;]*)", captions)
+    forms = re.findall(r"(SIR|AIR) form: (\w+) , (.*?)(?=SIR form|AIR form|$)", captions, re.DOTALL)
     assert [(term, form) for term, form, _ in forms] == [("SIR", "paper"), ("AIR", "paper"), ("AIR", "authors")]
     assert "released code" in forms[2][2]
+    assert ["tiny" in said for _, _, said in forms] == [False, True, False]
 
 
 def test_schedules_show_the_rate_the_strength_and_the_weights_that_are_not_zero(three: Page, one: Page) -> None:

@@ -631,3 +631,30 @@ def test_an_attacker_without_shadows_is_named_only_where_there_were_none(run: Ro
         return any("without shadow models" in text for text in words.untested([other]))
 
     assert said(0) and not said(4)
+
+
+def with_form(run: RobustnessRun, form: str | None) -> RobustnessRun:
+    """The run with `lira` among its attacks."""
+    found = run.part("membership")
+    entry = found["attacks"]["loss"] | {"signal": "likelihood ratio"} | ({} if form is None else {"form": form})
+    attacks = found["attacks"] | {"lira": entry}
+    return replace(run, evaluation=run.evaluation | {"membership": found | {"shadows": 4, "attacks": attacks}})
+
+
+@pytest.mark.parametrize(
+    ("form", "shown"),
+    [
+        ("online", "likelihood ratio; online form"),
+        ("offline", "likelihood ratio; offline form"),
+        (None, "likelihood ratio"),
+        (["x"], "likelihood ratio"),
+    ],
+)
+def test_the_form_of_an_attack_with_shadows_stands_beside_it(run: RobustnessRun, form: Any, shown: str) -> None:
+    ((_, _, entries),) = tables.membership([with_form(run, form)])
+    assert {name: signal for name, signal, _ in entries}["lira"] == shown
+    assert any("offline" in text for text in words.untested([with_form(run, form)])) == (form == "offline")
+
+
+def test_the_page_shows_the_form(run: RobustnessRun, tmp_path: Path) -> None:
+    assert "likelihood ratio; offline form" in written([with_form(run, "offline")], tmp_path).text

@@ -327,11 +327,36 @@ def test_the_head_has_as_many_classes_as_the_checkpoint_until_the_data_say_other
     weights = state() | {"fc.weight": torch.randn(4, 16), "fc.bias": torch.randn(4)}
     save_file(weights, tmp_path / "w.safetensors")
     config = ModelConfig(name="cifar_resnet18", checkpoint=tmp_path / "w.safetensors", arguments={"width": 2})
+    config = config.model_copy(update={"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)})
     classifier, notes = load_classifier(config)
     assert torch.equal(classifier.backbone.fc.weight, weights["fc.weight"]) and notes == []
     classifier, notes = load_classifier(config, ["a", "b"])
     assert classifier.backbone.fc.weight.shape == (2, 16) and "head is new" in notes[0]
     assert torch.equal(classifier.backbone.conv1.weight, weights["conv1.weight"])
+
+
+def test_a_normalisation_that_neither_the_user_nor_the_checkpoint_states_is_said(tmp_path):
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+
+    def notes(**options) -> list[str]:
+        config = ModelConfig(
+            name="cifar_resnet18", checkpoint=tmp_path / "w.safetensors", arguments={"width": 2}, **options
+        )
+        return load_classifier(config)[1]
+
+    save_file(state(), tmp_path / "w.safetensors")
+    own = network()
+    (note,) = notes()
+    for name in ("mean", "std"):
+        values = ", ".join(f"{value:.4g}" for value in getattr(own, name).flatten().tolist())
+        assert f"{name} {values}" in note and f"--model-{name}" in note
+    (note,) = notes(mean=mean)
+    assert "--model-std" in note and "--model-mean" not in note
+    assert notes(mean=mean, std=std) == []
+
+    stated = {"normalize.mean": torch.tensor(mean), "normalize.std": torch.tensor(std)}
+    save_file(state() | stated, tmp_path / "w.safetensors")
+    assert notes() == []
 
 
 class Bomb:
@@ -579,7 +604,7 @@ def test_the_privacy_side_does_not_import_timm():
 def test_the_robust_side_does_not_import_diffusers(verb: str) -> None:
     code = f"""if True:
         import sys
-        from lorica import cli, evaluate, finetune, pretrain, robustness, vision
+        from lorica import cli  # alone: each verb finds its own way in
         sys.argv = ["lorica", "{verb}", "--help"]
         try:
             cli.main()

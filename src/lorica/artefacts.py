@@ -24,6 +24,8 @@ RUN_FILE, CONFIG_FILE, SPLIT_FILE = "run.json", "config.yaml", "split.json"
 """What an adapt run leaves beside its weights, and an audit looks for: its record, its settings, who was a member."""
 SHADOWS = "shadows"
 """The folder in a run's own that holds its shadows."""
+EVALUATION = "evaluation"
+"""The folder in a fine-tuning run's own that says how robust its model is."""
 
 THUMBNAILS, THUMBNAIL = "exposed", "member_"
 """Folder in an audit's output with small copies of exposed members, and what their names begin with."""

@@ -1,5 +1,9 @@
 """Where things are computed, and how they get there."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -29,3 +33,16 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """
     pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
     return pinned.to(device, non_blocking=device.type != "cpu")
+
+
+@contextmanager
+def exactly(precision: str = "fp32") -> Iterator[None]:
+    """Products of float32 numbers in float32, or rounded to TF32, on GPUs that know it."""
+    backends: Any = torch.backends
+    products, convolutions = backends.cuda.matmul, backends.cudnn.conv
+    before = products.fp32_precision, convolutions.fp32_precision
+    products.fp32_precision = convolutions.fp32_precision = {"fp32": "ieee", "tf32": "tf32"}[precision]
+    try:
+        yield
+    finally:
+        products.fp32_precision, convolutions.fp32_precision = before

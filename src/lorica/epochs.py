@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from lorica.checkpoint import load_state
+from lorica.devices import exactly
 from lorica.errors import Diverged, LoricaError
 from lorica.interrupt import interruptible
 from lorica.monitor import Monitor
@@ -110,7 +111,7 @@ class EpochTrainer(ABC):
 
     def _count(self, values: Mapping[str, Tensor]) -> None:
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + value
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def _share_gradients(self, how: str) -> None:
         """The "mean" or "sum" of the gradients of all processes, in each of them."""
@@ -173,6 +174,7 @@ def train(
     history: dict[str, Any],
     conclude: Callable[[dict[str, float]], dict[str, float]],
     doing: str,
+    concluding: str,
     live: Mapping[str, str],
 ) -> None:
     """Train to the last epoch, or until `history["stopped"]` is set.
@@ -188,6 +190,7 @@ def train(
         conclude: called at the end of each epoch, by all processes, with its means; returns what is to be logged
             besides.
         doing: the word before the progress bar.
+        concluding: the same, while an epoch is concluded.
         live: what the bar shows, {figure: format}.
 
     Raises:
@@ -213,7 +216,7 @@ def train(
     if trainer.rank == 0:
         # From the epoch's first step: an epoch whose last step is saved may have been logged, and will be again.
         watched = Monitor(output, epochs * per_epoch, trainer.epoch * per_epoch, doing=doing, live=live)
-    with watched as monitor, interruptible(trainer.accelerator) as interrupted:
+    with watched as monitor, interruptible(trainer.accelerator) as interrupted, exactly():
         while trainer.epoch < epochs and not history.get("stopped"):
             row = {"epoch": trainer.epoch + 1} | trainer.begin_epoch()
             for batch in trainer.pending():
@@ -229,7 +232,8 @@ def train(
                     leave(f"in epoch {trainer.epoch + 1}")
             _require_finite(trainer, folder)
             row |= trainer.end_epoch()
-            row |= conclude(row)
+            with monitor.during(concluding) if monitor else nullcontext():
+                row |= conclude(row)
             if monitor:
                 monitor.log(trainer.epoch * per_epoch, row)
             save()

@@ -39,6 +39,7 @@ class Monitor:
         self.folder, self._live = folder, live
         self._latest: dict[str, float] = {}
         self._progress = bar(columns=("numbers",))
+        self._doing = doing
         self._task = self._progress.add_task(doing, total=steps, completed=start, numbers="")
         self._clock, self._clock_step = time.perf_counter(), start
         kept = [row for row in read_metrics(folder) if start and row["step"] <= start]
@@ -88,6 +89,15 @@ class Monitor:
     def advance(self, step: int) -> None:
         """Show that this many steps are done."""
         self._progress.update(self._task, completed=step)
+
+    @contextmanager
+    def during(self, doing: str) -> Iterator[None]:
+        """Say beside the bar, which stands still meanwhile, what else is being done."""
+        self._progress.update(self._task, description=doing)
+        try:
+            yield
+        finally:
+            self._progress.update(self._task, description=self._doing)
 
     def samples(self, step: int, pictures: Sequence[Image.Image]) -> None:
         """Write a grid of pictures to samples/step_NNNNNN.png and to TensorBoard."""

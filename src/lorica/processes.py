@@ -14,6 +14,8 @@ PATIENCE = timedelta(days=7)
 
 def processes(device: torch.device) -> Accelerator:
     """Join the other processes, if there are any; precision is each trainer's own business."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # Accelerator takes the current one
     waiting = InitProcessGroupKwargs(timeout=PATIENCE)
     joined = Accelerator(mixed_precision="no", cpu=device.type == "cpu", kwargs_handlers=[waiting])
     if joined.num_processes > 1:

@@ -1,12 +1,13 @@
 """One look for every long piece of work."""
 
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,10 +17,35 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 
 T = TypeVar("T")
 
-console = Console(stderr=True, highlight=False)
+# C0 but for tab and newline, DEL, C1, and what turns the direction of text. Joiners stay: scripts and emoji need them.
+_COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def inert(text: str) -> str:
+    """Text that a terminal only shows: names come from files, hence from anyone, and may hold commands to it."""
+    return _COMMANDS.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+class SafeConsole(Console):
+    """A console on which no text commands the terminal.
+
+    `escape` of rich keeps markup out and lets control characters through. Whatever is printed, as text, in a table, a
+    rule or a bar, passes `render` as segments, in which rich keeps its own commands apart (`control`) and has not yet
+    put its colours: so here is the one place that no caller, present or future, goes around. The widths of columns
+    are settled before: a name that is not honest may be cut, or push its row out of line.
+    """
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The segments of an object, its text made inert."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=inert(segment.text))
+
+
+console = SafeConsole(stderr=True, highlight=False)
 
 
 LINE_EVERY = 60.0
@@ -68,7 +94,7 @@ class _Lines(Progress):
         parts.append(f"{_clock(task.elapsed)} passed")
         if task.time_remaining is not None:
             parts.append(f"about {_clock(task.time_remaining)} left")
-        print(f"{task.description}: {', '.join(filter(None, parts))}", file=sys.stderr, flush=True)
+        print(inert(f"{task.description}: {', '.join(filter(None, parts))}"), file=sys.stderr, flush=True)
 
 
 def _clock(seconds: float | None) -> str:

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from lorica.artefacts import RUN_FILE, read_json
+from lorica.artefacts import EVALUATION, RUN_FILE, read_json
 from lorica.cli import GATE_FAILED, Handler, add_verb, app
 from lorica.errors import LoricaError
 from lorica.progress import console
@@ -94,7 +94,7 @@ def _finetune(config: Any) -> None:
         if "verdict" in result:
             console.print(f"[bold]{escape(result['verdict'])}[/]")
             print_flags(result.get("flags", []))
-            _robustness_page([config.output / "evaluation"], config.output / "report.html")
+            _robustness_page([config.output / EVALUATION], config.output / "report.html")
 
 
 def _evaluate(config: Any) -> None:
@@ -108,7 +108,6 @@ def _evaluate(config: Any) -> None:
 
 
 def _protocols(config: Any) -> None:
-    from lorica.evaluate.config import EVALUATION
     from lorica.evaluate.protocols import print_protocols, run
     from lorica.report.robustness import build_robustness, load_robustness
 
@@ -174,6 +173,10 @@ def _kind(folder: Path) -> str:
     if _evaluation(folder) is not None:
         return ROBUSTNESS
     record = read_json(folder / RUN_FILE, "record of the run") if (folder / RUN_FILE).is_file() else None
+    if record is None:
+        from lorica.report.pretraining.run import is_begun
+
+        return PRETRAINING if is_begun(folder) else MEMBERSHIP
     return PRETRAINING if isinstance(record, dict) and record.get("kind") == "pretraining" else MEMBERSHIP
 
 
@@ -193,7 +196,7 @@ def _training(folder: Path) -> Path | None:
 
 def _evaluation(folder: Path) -> Path | None:
     """Where in a folder, of an evaluation or of a run, an evaluation lies."""
-    places = (folder, folder / "evaluation")
+    places = (folder, folder / EVALUATION)
     return next((place for place in places if (place / "robustness.json").is_file()), None)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorica.devices import exactly
 from lorica.evaluate.config import EvaluateConfig
 from lorica.evaluate.subject import Subject
 from lorica.progress import bar
@@ -151,19 +152,6 @@ def plain_pgd(model: Counted, threat: Threat, config: EvaluateConfig) -> Attack:
 
 def _size(config: EvaluateConfig, threat: Threat) -> float:
     return config.pgd_step_size or threat.eps / 4
-
-
-@contextmanager
-def exactly(precision: str = "fp32") -> Iterator[None]:
-    """Products of float32 numbers in float32, or rounded to TF32, on GPUs that know it."""
-    backends: Any = torch.backends
-    products, convolutions = backends.cuda.matmul, backends.cudnn.conv
-    before = products.fp32_precision, convolutions.fp32_precision
-    products.fp32_precision = convolutions.fp32_precision = {"fp32": "ieee", "tf32": "tf32"}[precision]
-    try:
-        yield
-    finally:
-        products.fp32_precision, convolutions.fp32_precision = before
 
 
 def _folder(threat: Threat, subject: Subject, config: EvaluateConfig, settings: dict[str, Any]) -> Any:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from lorica.artefacts import EVALUATION
 from lorica.config import Config
 from lorica.errors import LoricaError
 from lorica.evaluate.protocol_config import ProtocolConfig
@@ -19,8 +20,6 @@ ALL = "all"
 
 ENCODER, PROTOCOLS = "encoder", "protocols"
 """Folders in that of a pre-training run: what it made, and how that fared."""
-EVALUATION = "evaluation"
-"""Folder in that of a fine-tuning run: how its model fared."""
 
 
 class EvaluateConfig(Config):
@@ -41,7 +40,12 @@ class EvaluateConfig(Config):
         None, description="split.json of the run that trained the model; by default the one of MODEL's run, if it fits"
     )
     part: str | None = Field(None, description="part of the data: test by default, and all where there are no parts")
-    pictures: int | None = Field(None, ge=1, description="only so many, drawn evenly from the classes; default: all")
+    pictures: int | None = Field(
+        None,
+        ge=1,
+        description="only so many, drawn evenly from the classes: where these differ in size, accuracies and their "
+        "intervals are then of a set in which every class counts the same; default: all",
+    )
 
     eps: list[float] | None = Field(
         None,
@@ -73,7 +77,8 @@ class EvaluateConfig(Config):
         ge=0,
         multiple_of=2,
         description="with --members: repeat the model's training so many times on random halves of members and "
-        "evaluated pictures, for the attacks lira and rmia; 4 or more tell something",
+        "evaluated pictures, class by class, each picture in half of them, for the attacks lira and rmia; 4 or more "
+        "tell something",
     )
     membership_pictures: int = Field(500, ge=2, description="of each side at most")
 

@@ -27,6 +27,8 @@ from lorica.robustness.threat import Threat
 from lorica.seeds import stable_seed
 
 Floats = NDArray[np.float64]
+Form = Literal["online", "offline"]
+"""Of an attack with shadows: offline uses only those that were not trained on a picture."""
 
 FPRS = (0.001, 0.01, 0.05)
 """False-positive rates that true-positive rates are reported at."""
@@ -66,7 +68,7 @@ def lira(
     shadows: ArrayLike,
     inside: ArrayLike,
     *,
-    form: Literal["online", "offline"] = "online",
+    form: Form = "online",
     own_deviation: int = 16,
 ) -> Floats:
     """Likelihood ratio among shadow models (Carlini et al., S&P 2022, arXiv 2112.03570).
@@ -200,16 +202,20 @@ def membership(
 
     Returns:
         {"members", "nonmembers", "part", "eps", "shadows", "attacks": {name: {"signal", "auc", "tpr", "asr",
-        "leaks"}}, "leaks", "worst_attack"}. An attack is held to find a leak where the interval of its AUC, by
-        Bonferroni's rule over the attacks, excludes 0.5. ASR: threshold from one half of the pictures, success on the
-        other, and vice versa.
+        "leaks"}}, "leaks", "worst_attack"}; with "form", online or offline, of an attack that uses shadows. An attack
+        is held to find a leak where the interval of its AUC, by Bonferroni's rule over the attacks, excludes 0.5. ASR:
+        threshold from one half of the pictures, success on the other, and vice versa.
     """
     threat, sides = config.threats[-1], _sides(subject, config)
     count = len(sides[0])
     found = [_signals(model, copied, side.pixels, subject.outputs[side.labels], threat, config) for side in sides]
     signals = {name: (found[0][name], found[1][name]) for name in _ATTACKS}
+    forms: dict[str, Form] = {}
     if shadows is not None:
-        signals |= _against(shadows, model, subject, sides, config)
+        # Of `shadow_answers`, some are trained on each picture; of anyone's shadows, perhaps none.
+        form: Form = "online" if shadows.inside.any(axis=0).all() else "offline"
+        signals |= _against(shadows, form, model, subject, sides, config)
+        forms = dict.fromkeys(_WITH_SHADOWS, form)
     strict = 1 - (1 - config.level) / len(signals)
     entries = {}
     for name, (members, others) in signals.items():
@@ -217,6 +223,8 @@ def membership(
         low, high = scores.interval("auc", level=strict)
         signal = (_ATTACKS | _WITH_SHADOWS)[name]
         entries[name] = {"signal": signal, **_measured(scores, config.level), "leaks": not low <= 0.5 <= high}
+        if name in forms:
+            entries[name]["form"] = forms[name]
     worst = max(entries, key=lambda name: abs(entries[name]["auc"]["value"] - 0.5))
     return {
         "members": count,
@@ -231,18 +239,22 @@ def membership(
 
 
 def _against(
-    shadows: Shadows, model: Counted, subject: Subject, sides: tuple[LabelledSet, LabelledSet], config: EvaluateConfig
+    shadows: Shadows,
+    form: Form,
+    model: Counted,
+    subject: Subject,
+    sides: tuple[LabelledSet, LabelledSet],
+    config: EvaluateConfig,
 ) -> dict[str, tuple[Floats, Floats]]:
     members, asked = sides[0], joined(*sides)
     labels = asked.labels.numpy()
     own = predict(model, asked.pixels, batch_size=config.batch_size).double().numpy()[:, subject.outputs.numpy()]
     phi, among = scaled_confidence(own, labels), scaled_confidence(shadows.logits, labels)
-    # A picture that was a validation picture wherever it was drawn has no shadow that was trained on it.
-    online = bool(shadows.inside.any(axis=0).all())
     population = np.arange(len(members), len(asked))
+    offline = None if form == "online" else _RMIA_OFFLINE
     scores = {
-        "lira": lira(phi, among, shadows.inside, form="online" if online else "offline"),
-        "rmia": rmia(expit(phi), expit(among), shadows.inside, population, offline=None if online else _RMIA_OFFLINE),
+        "lira": lira(phi, among, shadows.inside, form=form),
+        "rmia": rmia(expit(phi), expit(among), shadows.inside, population, offline=offline),
     }
     return {name: (values[: len(members)], values[len(members) :]) for name, values in scores.items()}
 

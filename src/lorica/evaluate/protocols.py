@@ -23,10 +23,19 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from lorica.artefacts import CONFIG_FILE, RUN_FILE, prepare_output, provenance, read_json, sole_writer, write_json
+from lorica.artefacts import (
+    CONFIG_FILE,
+    EVALUATION,
+    RUN_FILE,
+    prepare_output,
+    provenance,
+    read_json,
+    sole_writer,
+    write_json,
+)
 from lorica.data.labelled import read_labelled
 from lorica.errors import LoricaError
-from lorica.evaluate.config import ENCODER, EVALUATION, EvaluateConfig
+from lorica.evaluate.config import ENCODER, EvaluateConfig
 from lorica.evaluate.runner import ROBUSTNESS_FILE
 from lorica.evaluate.runner import run as evaluate
 from lorica.evaluate.verdict import percent

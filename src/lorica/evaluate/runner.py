@@ -36,11 +36,12 @@ from typing import Any
 
 from torch import Tensor
 
-from lorica.artefacts import prepare_output, provenance, read_json, sole_writer, write_json
+from lorica.artefacts import EVALUATION, prepare_output, provenance, read_json, sole_writer, write_json
+from lorica.devices import exactly, pick_device
 from lorica.errors import LoricaError
 from lorica.evaluate.attacks import FOLDER as ATTACKS
-from lorica.evaluate.attacks import Attacked, attack_at, confusions, exactly
-from lorica.evaluate.config import EVALUATION, EvaluateConfig
+from lorica.evaluate.attacks import Attacked, attack_at, confusions
+from lorica.evaluate.config import EvaluateConfig
 from lorica.evaluate.corrupted import FOLDER as CORRUPTED
 from lorica.evaluate.corrupted import Corruptions, corruptions_of
 from lorica.evaluate.examples import FOLDER as EXAMPLES
@@ -70,8 +71,6 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         LoricaError: bad input, before any work starts.
         KeyboardInterrupt: after Ctrl-C; what was attacked is kept.
     """
-    from lorica.devices import pick_device
-
     if config.protocol.names:
         from lorica.evaluate import protocols  # which fine-tunes, and then comes back here for each result
 

@@ -72,7 +72,8 @@ def subject_of(config: EvaluateConfig) -> Subject:
     members = None if config.members is None else _members(available, config.members, name, pictures)
     outputs, renamed = _outputs(model.classes, pictures.classes)
     notes += renamed
-    pictures = pictures.take(balanced(pictures.labels, config.pictures, config.seed))
+    whole, pictures = pictures, pictures.take(balanced(pictures.labels, config.pictures, config.seed))
+    notes += _other_shares(whole, pictures)
     data = {
         "source": config.data.name,
         "part": name,
@@ -123,6 +124,22 @@ def _part(available: Mapping[str, LabelledSet], name: str, option: str) -> Label
     if not len(available[name]):
         raise LoricaError(f"{option} {name}: there are no pictures in it", f"Give one of {', '.join(available)}.")
     return available[name]
+
+
+def _other_shares(whole: LabelledSet, chosen: LabelledSet) -> list[str]:
+    """What to say where classes are rarer or more frequent among the chosen pictures than in the whole part."""
+    among, found = (torch.bincount(data.labels, minlength=len(whole.classes)) for data in (chosen, whole))
+    expected = found * (len(chosen) / len(whole))
+    off = (among - expected).abs()
+    if off.max() < 1:  # a draw by shares would have to round as much
+        return []
+    most = int(off.argmax())
+    return [
+        f"{len(chosen)} of {len(whole)} pictures were drawn evenly from the classes, whose shares differ: class "
+        f"{whole.classes[most]} has {100 * int(among[most]) / len(chosen):.3g} % of them and "
+        f"{100 * int(found[most]) / len(whole):.3g} % of the part. Accuracies and their intervals are those of "
+        "this mix of classes, not of the part."
+    ]
 
 
 def _members(available: Mapping[str, LabelledSet], name: str, evaluated: str, pictures: LabelledSet) -> LabelledSet:

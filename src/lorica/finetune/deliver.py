@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from lorica import evaluate
-from lorica.artefacts import RUN_FILE, SPLIT_FILE, provenance, read_json, write_json, write_text
+from lorica.artefacts import EVALUATION, RUN_FILE, SPLIT_FILE, provenance, read_json, write_json, write_text
 from lorica.checkpoint import load_state
 from lorica.data.label_split import LabelledSplit
 from lorica.epochs import CHECKPOINTS
-from lorica.evaluate.config import EVALUATION
 from lorica.finetune.config import FinetuneConfig
 from lorica.finetune.trainer import BEST, BEST_AVERAGE, Trainer
 from lorica.fingerprint import weights_digest

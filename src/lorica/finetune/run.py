@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from lorica.artefacts import (
     CONFIG_FILE,
+    EVALUATION,
     RUN_FILE,
     SPLIT_FILE,
     sole_writer,
@@ -21,7 +22,6 @@ from lorica.data.labelled import LabelledSet, read_labelled
 from lorica.data.subsets import hide_labels, keep_labels
 from lorica.devices import pick_device
 from lorica.epochs import CHECKPOINTS, resumed, train
-from lorica.evaluate.config import EVALUATION
 from lorica.finetune.config import FinetuneConfig
 from lorica.finetune.deliver import MODEL, complete, deliver
 from lorica.finetune.methods import METHODS, Method
@@ -31,6 +31,7 @@ from lorica.monitor import METRICS_FILE
 from lorica.processes import processes
 from lorica.progress import console
 from lorica.resume import clear, require_startable, settled
+from lorica.robustness.autoattack import original
 from lorica.vision import Classifier, load_classifier, require_logits
 from lorica.vision.export import require_onnx
 
@@ -77,6 +78,8 @@ def run(config: FinetuneConfig, parts: Mapping[str, LabelledSet] | None = None) 
         return record if main else {}
     if "onnx" in config.export:
         require_onnx()
+    if config.evaluate != "none":
+        original()  # of AutoAttack, which is wanted only after training
     torch.manual_seed(config.seed)  # of a new head and of the branch
     classifier, notes = load_classifier(config.model)
     start = weights_digest(classifier)
@@ -95,7 +98,7 @@ def run(config: FinetuneConfig, parts: Mapping[str, LabelledSet] | None = None) 
         console.print(f"[yellow]note:[/] {escape(note)}")
     identity = {
         "model": start,
-        "pictures and labels": sha256(*_marked(split.train), "", *_marked(split.val)),
+        "pictures": sha256(*split.train.sha256, "", *split.val.sha256),
         "processes": str(accelerator.num_processes),
     }
     before = resumed(trainer, config.output, identity, config.epochs) if config.resume else None
@@ -112,6 +115,7 @@ def run(config: FinetuneConfig, parts: Mapping[str, LabelledSet] | None = None) 
             history=history,
             conclude=lambda row: _conclude(config, trainer, history, row),
             doing=config.method,
+            concluding="validating",
             live=LIVE | (LAMBDAS if method.needs_natural_accuracy else {}),
         )
         record = deliver(config, trainer, split, [*learned.notes, *notes], identity, history) if main else {}
@@ -150,11 +154,6 @@ def _method(config: FinetuneConfig, classifier: Classifier, device: torch.device
         graphs.donated_buffer = False  # a backward pass may use up its buffers, but similarity takes several
         classifier.backbone.compile()
     return method
-
-
-def _marked(pictures: LabelledSet) -> list[str]:
-    """A digest and a class for each picture."""
-    return [f"{digest} {label}" for digest, label in zip(pictures.sha256, pictures.labels.tolist(), strict=True)]
 
 
 def _begin(config: FinetuneConfig, split: LabelledSplit) -> None:

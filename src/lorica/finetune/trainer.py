@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from lorica.checkpoint import load_state, momenta, restore_momenta, save_state
-from lorica.data.batches import Augment, Batches, ordered
+from lorica.data.batches import Augment, Batches
 from lorica.data.label_split import LabelledSplit
 from lorica.data.labelled import LabelledSet
 from lorica.devices import sent
@@ -77,6 +77,7 @@ class Trainer(EpochTrainer):
         self._running = self._known = 0.0
         self._folded: Folded | None = None
         self._compared = self._evenly_spaced(config.similarity_batches)
+        self._in_order: dict[int, Batches] = {}
 
     # ----- one step -----------------------------------------------------------------------------------------------
     def step(self, *batch: Tensor) -> None:
@@ -252,10 +253,8 @@ class Trainer(EpochTrainer):
         perturb: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> tuple[float, float]:
         """Share of pictures that are classified rightly, and mean cross-entropy, over all processes."""
-        mine = data.take(range(self.rank, len(data), self.world))
         totals = torch.zeros(2, device=self.device)
-        size = max(self.config.batch_size, 256) // self.world
-        for pixels, labels in ordered(mine, size, self.device) if len(mine) else ():
+        for pixels, labels in self._ordered(data):
             with self._autocast():
                 seen = self._laid_out(pixels)
                 seen = seen if perturb is None else perturb(seen, labels)
@@ -265,6 +264,16 @@ class Trainer(EpochTrainer):
                     totals += torch.stack([right, F.cross_entropy(said, labels, reduction="sum")])
         right, loss = self.accelerator.reduce(totals, "sum").tolist()
         return right / len(data), loss / len(data)
+
+    def _ordered(self, data: LabelledSet) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's pictures of a part, again and again as they are; few enough stay on the device."""
+        mine = range(self.rank, len(data), self.world)
+        if not mine:
+            return iter(())
+        if id(data) not in self._in_order:
+            size = max(self.config.batch_size, 256) // self.world
+            self._in_order[id(data)] = Batches(data.take(mine), size, seed=0, device=self.device, shuffle=False)
+        return self._in_order[id(data)].epoch(0)
 
     def _share_statistics(self) -> None:
         """Batch-norm statistics of several processes become one, in the average too."""

@@ -97,6 +97,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
             history=history,
             conclude=lambda row: _conclude(config, trainer, probe, history["warnings"], row),
             doing=config.method,
+            concluding=config.method if probe is None else "probing",
             live=LIVE,
         )
         notes += history["warnings"]

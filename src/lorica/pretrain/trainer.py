@@ -276,5 +276,6 @@ def method_of(config: PretrainConfig, classifier: Classifier, device: torch.devi
     if config.channels_last:
         method.to(memory_format=torch.channels_last)
     if config.compile:
-        classifier.backbone.compile()
+        for trained in {method.network, method.result()}:  # and a momentum encoder
+            trained.encoder.backbone.compile()
     return method

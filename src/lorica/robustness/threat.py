@@ -11,6 +11,11 @@ from lorica.errors import LoricaError
 
 Norm = Literal["linf", "l2"]
 
+# From here on a radius is one in levels of 0 to 255. In L-inf 1 spans the whole range of a pixel. In L2 papers go from
+# 0.25 to 5 (0.5 on CIFAR-10, 3 on ImageNet), which in levels are 64 and more; 8 is the first whole number above theirs
+# that people know as a radius: the 8 of 8/255.
+_IN_LEVELS = {"linf": 1, "l2": 8}
+
 
 @dataclass(frozen=True)
 class Threat:
@@ -30,9 +35,11 @@ class Threat:
     def __post_init__(self) -> None:
         if not 0 < self.eps < float("inf"):
             raise LoricaError(f"eps = {self.eps:g}: the radius of an attack is above 0", "For example 8/255.")
-        if self.norm == "linf" and self.eps >= 1:
+        if self.eps >= _IN_LEVELS[self.norm]:
+            customary = " Customary in L2 is 0.5." if self.norm == "l2" else ""
             raise LoricaError(
-                f"eps = {self.eps:g}: pixels lie in [0, 1]", f"For {self.eps:g} levels of 255 write {self.eps:g}/255."
+                f"eps = {self.eps:g}: pixels lie in [0, 1]",
+                f"For {self.eps:g} levels of 255 write {self.eps:g}/255.{customary}",
             )
 
     def project(self, adversarial: Tensor, pixels: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ WEIGHTS_FILE, DESCRIPTION_FILE = "model.safetensors", "config.json"
 NATURAL_NORMS_FILE = "natural_norms.safetensors"
 """Beside them, of a network with two sets of batch norms: `Classifier.natural_norms`."""
 
+_HALF = (0.5, 0.5, 0.5)  # mean and std of an architecture that states none: pixels in [-1, 1]
+
 RANDOM_WEIGHTS = "the network starts from random weights: robust fine-tuning is meant for pre-trained ones"
 
 
@@ -90,6 +92,7 @@ def load_classifier(config: ModelConfig, classes: Sequence[str] | None = None) -
         known |= found.normalisation
         if not local:
             notes += _fit_head(backbone, found.weights)
+            notes += _assumed(config, known, found)
             named = None
         fit_weights(backbone, found.weights, what=file.name)
         beside = file.with_name(NATURAL_NORMS_FILE) if config.checkpoint is None else None
@@ -167,8 +170,8 @@ def _wrapped(
     try:
         stated = ModelConfig(
             size=config.size or models.get_model_input_config(backbone)["input_size"][-2:],
-            mean=config.mean or known.get("mean", (0.5, 0.5, 0.5)),
-            std=config.std or known.get("std", (0.5, 0.5, 0.5)),
+            mean=config.mean or known.get("mean", _HALF),
+            std=config.std or known.get("std", _HALF),
         )
     except ValidationError as error:
         (key, *_) = error.errors()[0]["loc"]
@@ -188,6 +191,16 @@ def _wrapped(
         ),
         classes=tuple(named) if named else tuple(str(i) for i in range(int(backbone.num_classes))),  # type: ignore[arg-type]
     ).eval()
+
+
+def _assumed(config: ModelConfig, known: Mapping[str, Any], found: Unpacked) -> list[str]:
+    """What to say of a normalisation that neither the user nor the checkpoint states: a wrong one costs accuracy."""
+    names = [name for name in ("mean", "std") if getattr(config, name) is None and name not in found.normalisation]
+    if not names:
+        return []
+    values = " and ".join(f"{name} {', '.join(f'{x:.4g}' for x in known.get(name, _HALF))}" for name in names)
+    flags = " and ".join(f"--model-{name}" for name in names)
+    return [f"the checkpoint does not say how pixels are normalised: {values} are assumed; {flags} change that"]
 
 
 def _with_head(

@@ -85,7 +85,7 @@ def build_pretraining(runs: Sequence[PretrainingRun], *, title: str, command: st
         level=words.level(clean),
         chance=figures.chance(clean),
         invariances=_invariances(clean, plots),
-        forms=words.FORMS,
+        form_of=words.form_of,
         views=[(index, run, _sheet(run, run.views)) for index, run in enumerate(clean) if run.views is not None],
         provenance=facts.provenance(clean),
         notes=words.notes(clean),

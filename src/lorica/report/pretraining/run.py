@@ -4,7 +4,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lorica.artefacts import RUN_FILE, read_json
+import yaml
+
+from lorica.artefacts import CONFIG_FILE, RUN_FILE, read_json
 from lorica.errors import LoricaError
 from lorica.report.run import Estimate, finite, read_lines, section
 
@@ -91,12 +93,16 @@ def load_pretraining(folder: Path) -> PretrainingRun:
     """Read what `lorica pretrain` wrote.
 
     Args:
-        folder: of the run; holds run.json, and may hold metrics.jsonl and views.png.
+        folder: of the run; holds run.json, or config.yaml of one that has not ended, and may hold metrics.jsonl and
+            views.png.
 
     Raises:
         LoricaError: there is no record of a pre-training run in the folder, or a file is damaged.
     """
-    record = read_json(folder / RUN_FILE, "record of the pre-training run")
+    if not (folder / RUN_FILE).is_file() and is_begun(folder):
+        record: Any = _so_far(folder)
+    else:
+        record = read_json(folder / RUN_FILE, "record of the pre-training run")
     kind = record.get("kind") if isinstance(record, dict) else None
     if kind != KIND:
         raise LoricaError(
@@ -109,6 +115,30 @@ def load_pretraining(folder: Path) -> PretrainingRun:
         raise LoricaError(f"{folder / METRICS_FILE} cannot be read: {error}", "Is it the right file?") from error
     run = PretrainingRun(label="", record=record, metrics=metrics, views=_views(folder))
     return replace(run, label=run.method or folder.absolute().name)
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a pre-training run has begun there, by its configuration."""
+    return "invariance" in _configuration(folder)
+
+
+def _configuration(folder: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _so_far(folder: Path) -> dict[str, Any]:
+    """What stands for the record of a run that has none yet."""
+    config = _configuration(folder)
+    stated = {key: config.get(key) for key in ("method", "invariance", "form", "seed")}
+    return stated | {
+        "kind": KIND,
+        "config": config,
+        "notes": ["training has not ended: these are the epochs so far, and no encoder is there yet"],
+    }
 
 
 def _views(folder: Path) -> Path | None:

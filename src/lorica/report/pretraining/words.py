@@ -7,12 +7,18 @@ from lorica.report.run import Estimate, finite
 from lorica.report.words import listed, percent
 
 FORMS = {
-    "paper": "the KL divergence as the paper defines it; tiny, and the smaller the larger the batch",
+    "paper": "the KL divergence as the paper defines it",
     "authors": "what the authors' released code computes instead; no divergence, it lies below 0",
     "anchored": "one KL divergence per picture, over all pictures of the batch, averaged",
 }
 _SUBJECTS = {"linear": "a linear probe", "knn": "a k-NN vote"}
 _NAMED = 4  # so many runs are read in a sentence; more are counted
+
+
+def form_of(term: str, form: str) -> str:
+    """What a form of SIR or AIR is; nothing of one that is not known."""
+    said = FORMS.get(form, "")
+    return f"{said}; tiny, and the smaller the larger the batch" if (term, form) == ("AIR", "paper") else said
 
 
 def headline(runs: Sequence[PretrainingRun]) -> str:

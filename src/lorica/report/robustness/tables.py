@@ -181,14 +181,20 @@ def corruption_means(runs: Sequence[RobustnessRun]) -> list[tuple[str, list[Esti
 def membership(
     runs: Sequence[RobustnessRun],
 ) -> list[tuple[int, RobustnessRun, list[tuple[str, str, dict[str, Any]]]]]:
-    """(index, run, [(attack, what it looks at, its results)]) of the runs that were asked."""
+    """(index, run, [(attack, what it looks at and in which form, its results)]) of the runs that were asked."""
     found = []
     for index, run in enumerate(runs):
         attacks = run.part("membership", "attacks")
-        entries = [(name, str(section(attacks, name).get("signal") or ""), section(attacks, name)) for name in attacks]
+        entries = [(name, _signal(section(attacks, name)), section(attacks, name)) for name in attacks]
         if entries:
             found.append((index, run, entries))
     return found
+
+
+def _signal(attack: dict[str, Any]) -> str:
+    form = attack.get("form")
+    told = [attack.get("signal"), f"{form} form" if form in ("online", "offline") else None]
+    return "; ".join(str(part) for part in told if part)
 
 
 def amount(value: float | None) -> str:

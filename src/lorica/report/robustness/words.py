@@ -6,7 +6,7 @@ from typing import Any
 
 from lorica.report.robustness.figures import by_class, norm_name
 from lorica.report.robustness.run import RobustnessRun, objects, shared_radius
-from lorica.report.robustness.tables import attack_name, largest
+from lorica.report.robustness.tables import attack_name, largest, membership
 from lorica.report.run import Estimate, finite, section
 from lorica.report.words import listed, number, percent
 
@@ -175,6 +175,11 @@ def _untested(runs: Sequence[RobustnessRun]) -> Iterator[str]:
         yield (
             "Membership was tried by attackers without shadow models. Those who train some (LiRA, RMIA) usually find "
             "more."
+        )
+    if any(attack.get("form") == "offline" for _, _, entries in membership(runs) for _, _, attack in entries):
+        yield (
+            "LiRA and RMIA were tried in their offline forms, as some pictures were in no shadow model's training: "
+            "online, they usually find more."
         )
     if any(run.record for run in runs):
         yield (
