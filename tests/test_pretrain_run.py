@@ -26,9 +26,6 @@ from lorica.vision import ModelConfig, load_classifier
 from lorica.vision.batch_norm import norm_tensors
 from pretrain_runs import SIDE, random_pictures, tiny_config, tiny_trainer, write_pictures
 
-if not app.registered_commands:
-    register()
-
 TINY = [
     "--model", "cifar_resnet20", "--set", "model.arguments={width: 4}", "--model-size", f"{SIDE},{SIDE}",
     "--epochs", "2", "--batch-size", "4", "--attack-steps", "2", "--device", "cpu",
@@ -36,6 +33,7 @@ TINY = [
 
 
 def lorica(*arguments: object) -> tuple[int, str]:
+    register(str(arguments[0]))
     result = CliRunner().invoke(app, list(map(str, arguments)))
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception

@@ -354,6 +354,7 @@ def register(asked: str | None = None) -> None:
     Args:
         asked: the one that is going to be used, which then imports its own libraries and no others; by default all.
     """
+    app.registered_commands.clear()  # of an earlier call in this process
     for name in VERBS if asked is None else [asked]:
         verb = VERBS[name]
         module, _, cls = verb.config.partition(":")
@@ -363,5 +364,6 @@ def register(asked: str | None = None) -> None:
 
 def list_verbs() -> None:
     """Give the command line the names of its verbs alone: all that `--help` and a misspelled verb need."""
+    app.registered_commands.clear()
     for name, verb in VERBS.items():
         app.command(name, help=verb.summary)(lambda: None)
