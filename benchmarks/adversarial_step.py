@@ -18,7 +18,8 @@ memory. Contenders do the same mathematics; batch loading, validation and the sc
                 joint backward, each timed alone, with the network as ours calls it
 
 Prints passes counted on the networks themselves, arithmetic counted by operation, medians, ratios of paired rounds
-with their quartiles, and seconds per epoch of 50,000 pictures extrapolated from the step; the last line is JSON.
+with their quartiles, and seconds per epoch of 50,000 pictures extrapolated from the step, beside what autolora's
+arithmetic would take at the rate that a large matrix product reaches here; the last line is JSON.
 """
 
 import argparse
@@ -204,6 +205,9 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
         name: args.batch * (counted[name]["gflop_forward"] + counted[name]["gflop_backward"]) / medians[name]
         for name in contenders
     }
+    dtype = torch.bfloat16 if made.precision == "bf16" else torch.float32
+    rate = timing.matmul_rate(args.device, dtype, clock)
+    operations = sum(counted["autolora"][name] for name in ("gflop_forward", "gflop_backward"))
     return {
         "ratio_to_authors": timing.ratio(seconds["autolora"], seconds["authors"]),
         "ratio_to_floor": timing.ratio(seconds["autolora"], seconds["floor"]),
@@ -213,9 +217,10 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
         "seconds": {name: round(value, 5) for name, value in medians.items()},
         "counted": counted,
         "gflop_per_second": {name: round(rate, 1) for name, rate in rates.items()},
+        "matmul_gflop_per_second": round(rate, 1),
         "epoch_seconds_extrapolated": {
             name: round(EPOCH / args.batch * medians[name], 1) for name in contenders
-        } | {"published": PUBLISHED},
+        } | {"floor at the rate of matrix products": round(EPOCH * operations / rate, 1), "published": PUBLISHED},
     }  # fmt: skip
 
 
@@ -228,8 +233,8 @@ def show(found: dict, args: argparse.Namespace) -> None:
     for name, other in found["ratios_to_autolora"].items():
         print("  {} / autolora: {median} (quartiles {low} to {high})".format(name, **other))
     for name, value in found["epoch_seconds_extrapolated"].items():
-        note = "for width 64, of PGD adversarial training on an unnamed GPU" if name == "published" else "extrapolated"
-        print(f"  {value:9.1f} s per epoch of {EPOCH:,} pictures: {name} ({note})")
+        note = " (width 64, PGD adversarial training on an unnamed GPU)" if name == "published" else ""
+        print(f"  {value:9.1f} s per epoch of {EPOCH:,} pictures: {name}{note}")
 
 
 def main() -> None:

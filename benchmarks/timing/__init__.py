@@ -77,6 +77,14 @@ class Clock:
         return result, self.now() - start
 
 
+def matmul_rate(device: str, dtype: torch.dtype, clock: Clock, rounds: int = 5) -> float:
+    """10^9 operations per second of a large square product, the fastest of some rounds: what the device can do."""
+    side = 8192 if device == "cuda" else 2048
+    a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
+    seconds = [clock(lambda: a @ b)[1] for _ in range(rounds + 1)][1:]  # the first one warms up
+    return 2 * side**3 / 1e9 / min(seconds)
+
+
 def ratio(above: list[float], below: list[float]) -> dict[str, float]:
     """Median and quartiles over rounds."""
     found = sorted(a / b for a, b in zip(above, below, strict=True))
