@@ -84,7 +84,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     for note in notes if main else []:
         console.print(f"[yellow]note:[/] {escape(note)}")
     before = resumed(trainer, config.output, identity, config.epochs) if config.resume else None
-    history = {"seconds": 0.0, "warnings": []} | (before or {})
+    history: dict[str, Any] = {"seconds": 0.0, "warnings": []} | (before or {})
     with sole_writer(config.output) if main else nullcontext():
         if main:
             _begin(config)
