@@ -14,8 +14,8 @@ from lorica.robustness.threat import Norm, Threat
 from lorica.vision import ModelConfig
 
 FEW_PICTURES = 2500
-"""Validation pictures below which judged_by=auto is the loss: better with 50, 250 and 1,000 of CIFAR-10's (measured in
-docs/robustness.md), of which the paper had so many."""
+"""Validation pictures below which judged_by=auto is the loss: with 50 of CIFAR-10's better, with 1,000 no worse under
+attack and better without (measured in docs/robustness.md). The paper had 2,500 of them."""
 
 LOW_RESOLUTION = 96
 """Pixels a side: the largest pictures of AutoLoRa's code for low resolutions are STL-10's."""
