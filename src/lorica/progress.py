@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.segment import Segment
+from rich.text import Text
 
 T = TypeVar("T")
 
@@ -35,9 +36,13 @@ class SafeConsole(Console):
 
     `escape` of rich keeps markup out and lets control characters through. Whatever is printed, as text, in a table, a
     rule or a bar, passes `render` as segments, in which rich keeps its own commands apart (`control`) and has not yet
-    put its colours: so here is the one place that no caller, present or future, goes around. The widths of columns
-    are settled before: a name that is not honest may be cut, or push its row out of line.
+    put its colours: so here is the one place that no caller, present or future, goes around. Widths are settled
+    before; so that nothing is cut, plain text, which is nearly all, is made inert when it becomes rich's.
     """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Rich's text of a plain one."""
+        return super().render_str(inert(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """The segments of an object, its text made inert."""
