@@ -120,6 +120,7 @@ def test_a_better_evaluation_of_a_run_takes_the_first_ones_place_and_a_weaker_on
     record, card = json.loads((run / "run.json").read_text()), (run / "model" / "README.md").read_text()
     assert record["attack_version"] == "standard" and record["verdict"] == found["verdict"]["text"]
     assert "upper bound" not in card
+    assert "Only an upper bound" not in (run / "report.html").read_text()
     code, said = lorica("evaluate", run, "--data", pictures, "--tier", "quick", "--device", "cpu")
     assert code == 2 and "tier standard" in said and "--overwrite" in said
     code, said = lorica("evaluate", run, "--data", pictures, "--part", "val", "--tier", "standard", "--device", "cpu")

@@ -15,10 +15,11 @@ import torch
 import transformers
 import yaml
 from markdown_it import MarkdownIt
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lorica.vision.cifar_resnet
+from lorica.artefacts import write_with
 from lorica.errors import LoricaError
 from lorica.vision import Classifier, ModelConfig, load_classifier
 from lorica.vision.card import model_card
@@ -406,3 +407,9 @@ def test_folders_are_exported_without_the_libraries_of_onnx(missing, tmp_path, m
 
     fresh(network(), tmp_path, card="")
     assert (tmp_path / "config.json").is_file()
+
+
+def test_weights_may_be_read_by_whom_other_files_may_be_read_by(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    write_with(tmp_path / "weights", lambda part: save_file({"a": torch.zeros(1)}, part))
+    assert (tmp_path / "weights").stat().st_mode == (tmp_path / "other").stat().st_mode

@@ -47,7 +47,9 @@ def atomic_path(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch(exist_ok=False)  # with the permissions that the user's umask gives, unlike tempfile
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # safetensors puts a file of its own there, which nobody else may read
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(target)

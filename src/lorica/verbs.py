@@ -105,6 +105,9 @@ def _evaluate(config: Any) -> None:
 
     print_evaluation(run(config))
     _robustness_page([config.folder], config.folder / "report.html")
+    run_page = config.folder.parent / "report.html"
+    if config.folder.name == EVALUATION and run_page.is_file():  # that of the run, which is about the same model
+        _robustness_page([config.folder], run_page)
 
 
 def _protocols(config: Any) -> None:
