@@ -121,6 +121,10 @@ def test_a_better_evaluation_of_a_run_takes_the_first_ones_place_and_a_weaker_on
     assert record["attack_version"] == "standard" and record["verdict"] == found["verdict"]["text"]
     assert "upper bound" not in card
     assert "Only an upper bound" not in (run / "report.html").read_text()
+    (tmp_path / "report.html").write_text("mine")  # beside an evaluation that is in no run
+    elsewhere = ("--output", tmp_path / "evaluation", "--tier", "quick", "--device", "cpu")
+    assert lorica("evaluate", run, "--data", pictures, *elsewhere)[0] == 0
+    assert (tmp_path / "report.html").read_text() == "mine"
     code, said = lorica("evaluate", run, "--data", pictures, "--tier", "quick", "--device", "cpu")
     assert code == 2 and "tier standard" in said and "--overwrite" in said
     code, said = lorica("evaluate", run, "--data", pictures, "--part", "val", "--tier", "standard", "--device", "cpu")

@@ -103,11 +103,14 @@ def _evaluate(config: Any) -> None:
         return
     from lorica.evaluate import print_evaluation, run
 
-    print_evaluation(run(config))
+    found = run(config)
+    print_evaluation(found)
     _robustness_page([config.folder], config.folder / "report.html")
-    run_page = config.folder.parent / "report.html"
-    if config.folder.name == EVALUATION and run_page.is_file():  # that of the run, which is about the same model
-        _robustness_page([config.folder], run_page)
+    record_file = config.folder.parent / RUN_FILE
+    if config.folder.name == EVALUATION and record_file.is_file():
+        record = read_json(record_file, "record of the run")
+        if isinstance(record, dict) and record.get("verdict") == found["verdict"]["text"]:  # so the run's page is, too
+            _robustness_page([config.folder], config.folder.parent / "report.html")
 
 
 def _protocols(config: Any) -> None:
